@@ -1,0 +1,224 @@
+"""What a job printed, made fit to be shown: colours as class names, everything else harmless.
+
+Escape sequences that set colours become classes (see `CLASSES`), all others are dropped. Control characters
+and characters that reorder text become visible. A line that was overwritten after a carriage return, as
+progress bars do, shows its last state. The pieces are plain text: escaping them is the template's task.
+Linear in the length of the text, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+Segment = tuple[str, str]
+"""Class names, separated by blanks and possibly none, and the text that they apply to."""
+
+MAX_SEGMENTS = 10_000
+"""After so many pieces the rest stays plain, or the markup would outgrow the text."""
+
+COLOURS = ("black", "red", "green", "yellow", "blue", "magenta", "cyan", "white")
+CLASSES = tuple(
+    [f"ansi-{prefix}{colour}" for prefix in ("", "bright-", "bg-", "bg-bright-") for colour in COLOURS]
+    + [f"ansi-{style}" for style in ("bold", "dim", "italic", "underline", "inverse", "strike")]
+)
+"""Every class that `segments` can name."""
+
+# The colours of xterm, in the order of their numbers.
+_PALETTE = (
+    *((0, 0, 0), (205, 0, 0), (0, 205, 0), (205, 205, 0)),
+    *((0, 0, 238), (205, 0, 205), (0, 205, 205), (229, 229, 229)),
+    *((127, 127, 127), (255, 0, 0), (0, 255, 0), (255, 255, 0)),
+    *((92, 92, 255), (255, 0, 255), (0, 255, 255), (255, 255, 255)),
+)
+
+# ECMA-48: CSI sequences, then strings such as window titles and links (OSC, DCS, SOS, PM, APC), then the short
+# ones. Each part takes what it can and never gives back, so that no text makes this slow; one that was cut
+# off, or never ends, reaches to the end of its line at most.
+_ESCAPE = re.compile(
+    r"\x1b(?:"
+    r"\[(?P<parameters>[0-?]*+)[ -/]*+(?P<final>[@-~]?)"
+    r"|[\]PX^_][^\x07\x1b\n]*+(?:\x07|\x1b\\)?"
+    r"|[ -/]*+[0-~]?"
+    r")"
+)
+_COLOUR_CHANGE = re.compile(r"\x1b\[[0-9;:]*+m")
+_ERASES_LINE = re.compile(r"\x1b\[[0-2]?K")
+
+# What would not be seen, would reorder the text around it (bidirectional overrides), or cannot be encoded.
+_VISIBLE = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},
+    0x7F: "\u2421",
+    **{
+        code: f"\u27e8U+{code:04X}\u27e9"
+        for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+    },
+    **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
+}
+_SPECIAL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def segments(text: str) -> list[Segment]:
+    """Split `text` into pieces of one style each; joined, they are what a terminal would show of it."""
+    if not _SPECIAL.search(text):
+        return [("", text)] if text else []
+    pieces: list[tuple[str, list[str]]] = []
+    for classes, piece in _styled(_overwritten(text)):
+        if len(pieces) >= MAX_SEGMENTS:
+            classes = ""
+        if not pieces or pieces[-1][0] != classes:
+            pieces.append((classes, []))
+        pieces[-1][1].append(piece)
+    return [(classes, "".join(parts).translate(_VISIBLE)) for classes, parts in pieces]
+
+
+def _overwritten(text: str) -> str:
+    """Leave of each line what was written after its last carriage return that something followed."""
+    if "\r" not in text:
+        return text
+    return "\n".join(_last_state(line) if "\r" in line else line for line in text.split("\n"))
+
+
+def _last_state(line: str) -> str:
+    shown: list[str] = []
+    # What was overwritten is gone, the colours that it set are not.
+    colours: list[str] = []
+    for part in line.split("\r"):
+        if _ESCAPE.sub("", part) or _ERASES_LINE.search(part):
+            colours += _COLOUR_CHANGE.findall("".join(shown))
+            shown = []
+        shown.append(part)
+    return "".join(colours + shown)
+
+
+def _styled(text: str) -> Iterator[Segment]:
+    """Yield the text between escape sequences with the classes that hold there."""
+    style: dict[str, str] = {}
+    classes = ""
+    position = 0
+    for escape in _ESCAPE.finditer(text):
+        if position < escape.start():
+            yield classes, text[position : escape.start()]
+        position = escape.end()
+        if escape["final"] != "m":
+            continue
+        for aspect, value in _effects(escape["parameters"]):
+            if not aspect:
+                style.clear()
+            elif value:
+                style[aspect] = value
+            else:
+                style.pop(aspect, None)
+        classes = " ".join(style[aspect] for aspect in sorted(style))
+    if position < len(text):
+        yield classes, text[position:]
+
+
+# --- Select Graphic Rendition, the sequences that end with "m"
+
+_Effect = tuple[str, str]
+"""An aspect of the style and the class it gets; no class takes it away, no aspect resets all."""
+
+_STYLES: dict[int, tuple[_Effect, ...]] = {
+    0: (("", ""),),
+    1: (("bold", "ansi-bold"),),
+    2: (("dim", "ansi-dim"),),
+    3: (("italic", "ansi-italic"),),
+    4: (("underline", "ansi-underline"),),
+    7: (("inverse", "ansi-inverse"),),
+    9: (("strike", "ansi-strike"),),
+    21: (("underline", "ansi-underline"),),
+    22: (("bold", ""), ("dim", "")),
+    23: (("italic", ""),),
+    24: (("underline", ""),),
+    27: (("inverse", ""),),
+    29: (("strike", ""),),
+    39: (("colour", ""),),
+    49: (("background", ""),),
+}
+_EXTENDED = {38: "colour", 48: "background", 58: "underline colour"}
+
+
+@lru_cache(maxsize=1024)
+def _effects(parameters: str) -> tuple[_Effect, ...]:
+    if len(parameters) > 100 or re.search("[<=>?]", parameters):
+        return ()
+    effects: list[_Effect] = []
+    todo = parameters.split(";")[::-1]
+    while todo:
+        head, *inner = todo.pop().split(":")
+        code = _number(head)
+        if code in _EXTENDED:
+            effects += _extended(_EXTENDED[code], inner or _taken(todo))
+        elif code == 4 and inner == ["0"]:
+            effects += _STYLES[24]
+        elif code in _STYLES:
+            effects += _STYLES[code]
+        else:
+            effects += _basic(code)
+    return tuple(effects)
+
+
+def _taken(todo: list[str]) -> list[str]:
+    """Take from `todo` the arguments of an extended colour that is written with semicolons."""
+    count = {5: 2, 2: 4}.get(_number(todo[-1]) if todo else 0, 0)
+    return [todo.pop() for _ in range(min(count, len(todo)))]
+
+
+def _extended(aspect: str, arguments: list[str]) -> list[_Effect]:
+    """5 and a number of 256, or 2 and red, green and blue, between them perhaps the name of a colour space."""
+    numbers = [_number(argument) for argument in arguments]
+    if aspect == "underline colour" or not all(0 <= number <= 255 for number in numbers):
+        return []
+    if len(numbers) == 2 and numbers[0] == 5:
+        return [(aspect, _class(aspect, _of_256(numbers[1])))]
+    if len(numbers) >= 4 and numbers[0] == 2:
+        red, green, blue = numbers[1:4] if len(numbers) == 4 else numbers[2:5]
+        return [(aspect, _class(aspect, _nearest(red, green, blue)))]
+    return []
+
+
+def _basic(code: int) -> list[_Effect]:
+    for first, aspect, offset in (
+        (30, "colour", 0),
+        (40, "background", 0),
+        (90, "colour", 8),
+        (100, "background", 8),
+    ):
+        if first <= code < first + 8:
+            return [(aspect, _class(aspect, offset + code - first))]
+    return []
+
+
+def _number(digits: str) -> int:
+    """An absent parameter is 0; one that is no number, or absurdly long, means nothing: -1."""
+    if not digits:
+        return 0
+    return int(digits) if len(digits) <= 3 and digits.isdecimal() else -1
+
+
+def _class(aspect: str, number: int) -> str:
+    background = "bg-" if aspect == "background" else ""
+    bright = "bright-" if number >= 8 else ""
+    return f"ansi-{background}{bright}{COLOURS[number % 8]}"
+
+
+def _of_256(number: int) -> int:
+    """Map xterm's 256 colours to the first 16: these, then a cube of 6 x 6 x 6, then 24 greys."""
+    if number < 16:
+        return number
+    if number >= 232:
+        grey = 8 + 10 * (number - 232)
+        return _nearest(grey, grey, grey)
+    levels = (0, 95, 135, 175, 215, 255)
+    cube = number - 16
+    return _nearest(levels[cube // 36], levels[cube // 6 % 6], levels[cube % 6])
+
+
+def _nearest(red: int, green: int, blue: int) -> int:
+    def distance(number: int) -> int:
+        r, g, b = _PALETTE[number]
+        return (r - red) ** 2 + (g - green) ** 2 + (b - blue) ** 2
+
+    return min(range(16), key=distance)

@@ -1,0 +1,73 @@
+"""The errors that kytecron raises on purpose. Each front (pages, API, command line) maps them once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class KytecronError(Exception):
+    """Base of every error below. `code` is stable and machine-readable, `str(error)` is for people."""
+
+    code = "error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class NotFound(KytecronError):
+    """The named thing does not exist."""
+
+    code = "not_found"
+
+
+class Invalid(KytecronError):
+    """Input that cannot be accepted. `fields` maps each field's name to what is wrong and what to write."""
+
+    code = "invalid"
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        super().__init__("; ".join(fields.values()))
+        self.fields = dict(fields)
+
+
+class Conflict(KytecronError):
+    """The request is well-formed but the present state forbids it (a disabled job, a stale edit).
+
+    `details` is for programs: of a stale edit, both sides and who changed what (plain JSON values).
+    """
+
+    code = "conflict"
+
+    def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.details = dict(details or {})
+
+
+class Unreadable(KytecronError):
+    """Something stored here cannot be read back: a damaged row, or one that no longer fits its key."""
+
+    code = "unreadable"
+
+
+class StaleClaim(KytecronError):
+    """A write about a run whose lease the writer no longer holds. Drop the result, kill the process."""
+
+    code = "stale_claim"
+
+
+class Forbidden(KytecronError):
+    """The actor's role does not allow this."""
+
+    code = "forbidden"
+
+
+class TooManyRequests(KytecronError):
+    """A throttle said no; `retry_after` is in seconds."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -1,0 +1,285 @@
+"""A job's configuration: one model that validates Python calls, JSON and HTML forms alike.
+
+Schedule fields are checked for type here and for meaning by `core.schedule`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+
+from .errors import Invalid
+
+MAX_PARAMETERS_BYTES = 64_000
+MAX_TAGS_LENGTH = 500
+TAG = re.compile(r"[\w][\w.:/-]{0,63}")
+EMAIL = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
+
+DAY = 86_400
+SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
+
+
+def _blank_is_none(value: Any) -> Any:
+    # An empty form field means "not given".
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _assume_utc(value: Any) -> Any:
+    """Accept a time without zone, as forms and people write it, as UTC."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError:
+            return value
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    # No zone's offset and no database's DATETIME ends near these.
+    if not 1970 <= value.year <= 9000:
+        raise ValueError("must lie between the years 1970 and 9000")
+    return value.astimezone(UTC)
+
+
+Text = Annotated[str | None, BeforeValidator(_blank_is_none)]
+Number = Annotated[int | None, BeforeValidator(_blank_is_none)]
+Moment = Annotated[
+    AwareDatetime | None,
+    AfterValidator(_in_utc),
+    BeforeValidator(_assume_utc),
+    BeforeValidator(_blank_is_none),
+]
+
+
+class JobFields(BaseModel):
+    """What a person may set on a job. The code is versioned apart from it."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    name: str = Field(min_length=1, max_length=200, description="Unique among the jobs that are not deleted")
+    description: str = Field("", max_length=2000)
+    tags: list[str] = Field(default_factory=list, max_length=20, description="Words to filter by")
+
+    schedule_type: str = Field("manual", description="One of: " + ", ".join(SCHEDULE_TYPES))
+    cron_expression: Text = Field(
+        None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly"
+    )
+    interval_seconds: Number = Field(None, description="Seconds between two slots")
+    interval_anchor: Literal["schedule", "completion"] = Field(
+        "schedule", description="Count from the schedule's beginning, or from the end of the last run"
+    )
+    time_of_day: Text = Field(None, description="HH:MM or HH:MM:SS, local time in the job's zone")
+    day_of_week: int | str | list[int] | None = Field(None, description="0=Sunday..6, one or several")
+    day_of_month: Number = Field(None, description="1..31; 29..31 fall back to the month's last day")
+    timezone: str = Field("UTC", max_length=64, description="A name such as Europe/Berlin")
+    starts_at: Moment = Field(None, description="No slot before this instant")
+    ends_at: Moment = Field(None, description="No slot after this instant; then the job is disabled")
+    max_runs: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
+        None, description="Disabled after this many scheduled runs"
+    )
+    jitter_seconds: int = Field(
+        0, ge=0, le=3600, description="A fixed offset per job of at most this many seconds"
+    )
+
+    timeout_seconds: int = Field(300, ge=1, le=7 * DAY, description="Time limit of one attempt, in seconds")
+    memory_limit_mb: Annotated[int, Field(ge=32, le=1_048_576)] | None = Field(None, description="In MiB")
+    cpu_limit_seconds: Annotated[int, Field(ge=1, le=7 * DAY)] | None = Field(
+        None, description="CPU time of one attempt, in seconds"
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description="What the job finds in self.job.parameters"
+    )
+    priority: int = Field(5, ge=0, le=9, description="9 starts first, 0 last; age wins in the end")
+    worker_tag: str = Field("", max_length=64, description="Run only on workers with this tag")
+    overlap_policy: Literal["skip", "queue", "allow", "replace"] = Field(
+        "skip", description="What to do with a slot while the previous run goes on"
+    )
+    misfire_policy: Literal["run_once", "skip", "run_all"] = Field(
+        "run_once", description="What to do with slots that were missed"
+    )
+    misfire_grace_seconds: int = Field(60, ge=1, le=30 * DAY, description="A slot later than this was missed")
+    on_lost_contact: Literal["stop", "continue"] = Field(
+        "stop", description="What becomes of a run whose worker cannot reach the database"
+    )
+
+    max_retries: int = Field(3, ge=0, le=100)
+    retry_strategy: Literal["exponential", "fixed", "immediate"] = "exponential"
+    retry_delay_seconds: int = Field(60, ge=0, le=7 * DAY)
+    retry_max_delay_seconds: int = Field(3600, ge=0, le=30 * DAY)
+
+    depends_on: list[int] = Field(default_factory=list, max_length=50, description="Ids of the parent jobs")
+    dependency_mode: Literal["gate", "trigger"] = Field(
+        "gate", description="gate: own clock, waits for the parents. trigger: runs when the parents completed"
+    )
+    dependency_timeout_seconds: int = Field(3600, ge=1, le=30 * DAY)
+    require_fresh: bool = Field(False, description="The parents' success must be newer than this job's own")
+
+    notify_on_failure: bool = True
+    notify_after_failures: int = Field(1, ge=1, le=1000, description="Tell after this many failures in a row")
+    notify_on_dead_letter: bool = True
+    notify_on_recovery: bool = True
+    slack_webhook: Text = Field(None, max_length=500)
+    notification_email: Text = Field(None, max_length=500, description="One address, or several with commas")
+
+    enabled: bool = True
+
+    @field_validator("tags", "depends_on", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return [] if value is None else value
+
+    @field_validator("tags")
+    @classmethod
+    def _tags_are_words(cls, tags: list[str]) -> list[str]:
+        for tag in tags:
+            if not TAG.fullmatch(tag):
+                raise ValueError(f"{tag[:40]!r} is not a tag: use letters, digits and . : / _ - , at most 64")
+        if sum(len(tag) + 1 for tag in set(tags)) >= MAX_TAGS_LENGTH:
+            raise ValueError(f"together they must be shorter than {MAX_TAGS_LENGTH} characters")
+        return sorted(set(tags))
+
+    @field_validator("name", "description", "worker_tag")
+    @classmethod
+    def _printable(cls, value: str) -> str:
+        value = value.replace("\r\n", "\n")  # as forms send it
+        if any(ord(char) < 32 and char not in "\n\t" for char in value) or not _encodable(value):
+            raise ValueError("control characters are not allowed")
+        return value
+
+    @field_validator("name", "worker_tag")
+    @classmethod
+    def _one_line(cls, value: str) -> str:
+        if len(value.splitlines()) > 1 or "\t" in value:
+            raise ValueError("must be one line without tabs")
+        return value
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _parameters_from_text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value) if value.strip() else {}
+            except (ValueError, RecursionError):
+                raise ValueError('must be a JSON object, such as {"region": "eu"}') from None
+        return {} if value is None else value
+
+    @field_validator("parameters")
+    @classmethod
+    def _parameters_bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_parameters(value)
+
+    @field_validator("notification_email")
+    @classmethod
+    def _addresses(cls, value: str | None) -> str | None:
+        for address in (value or "").split(","):
+            if address.strip() and not EMAIL.fullmatch(address.strip()):
+                raise ValueError(f"{address.strip()[:60]!r} is not an e-mail address")
+        return value
+
+
+def check_parameters(value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object of bounded size; raises ValueError otherwise."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError):
+        raise ValueError("must be plain JSON values") from None
+    if not isinstance(value, dict):
+        raise ValueError('must be a JSON object, such as {"region": "eu"}')
+    if len(text) > MAX_PARAMETERS_BYTES:
+        raise ValueError(f"must be at most {MAX_PARAMETERS_BYTES} bytes of JSON")
+    return value
+
+
+def _encodable(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+SCHEDULE_FIELDS = (
+    "schedule_type",
+    "cron_expression",
+    "interval_seconds",
+    "time_of_day",
+    "day_of_week",
+    "day_of_month",
+    "timezone",
+)
+
+DEFAULTS: dict[str, Any] = {
+    name: info.get_default(call_default_factory=True)
+    for name, info in JobFields.model_fields.items()
+    if not info.is_required()
+}
+
+
+def normalise_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The seed's names for two fields: `allow_concurrent` and `depends_on_job`."""
+    known = dict(fields)
+    if "allow_concurrent" in known:
+        concurrent = known.pop("allow_concurrent")
+        known.setdefault("overlap_policy", "allow" if concurrent in (True, 1, "1", "true") else "skip")
+    if "depends_on_job" in known:
+        parent = known.pop("depends_on_job")
+        known.setdefault("depends_on", [] if parent in (None, "") else [parent])
+    return known
+
+
+def parse_job(fields: Mapping[str, Any]) -> JobFields:
+    """A checked configuration. Raises Invalid with a message for each wrong field."""
+    try:
+        return JobFields.model_validate(normalise_aliases(fields))
+    except ValidationError as error:
+        raise Invalid(field_messages(error)) from None
+
+
+def field_messages(error: ValidationError) -> dict[str, str]:
+    """One readable message for each wrong field: what is wrong and what to write instead."""
+    messages: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_context=True):
+        # The path ends in list indexes or union members; people need the field.
+        name = str(item["loc"][0]) if item["loc"] else "body"
+        messages.setdefault(name, _message(name, item))
+    return messages
+
+
+def _message(name: str, item: ErrorDetails) -> str:
+    context = item.get("ctx", {})
+    kind = item["type"]
+    if kind == "missing":
+        return f"{name} is required"
+    if kind == "extra_forbidden":
+        return f"{name} is not a known field"
+    if kind == "literal_error":
+        return f"Invalid {name}. Must be one of: " + str(context.get("expected", "")).replace(
+            "'", ""
+        ).replace(" or ", ", ")
+    if kind == "value_error":
+        return f"{name}: {context.get('error', item['msg'])}"
+    if kind == "string_too_short":
+        return f"{name} must not be empty"
+    return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}"

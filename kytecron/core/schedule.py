@@ -1,0 +1,549 @@
+"""When a job is due: schedules, daylight saving and what to do about missed slots.
+
+Everything here is a pure function of a definition, a time zone and an instant; there is no clock inside.
+Instants are aware datetimes in UTC. A *wall time* is a naive datetime: what a clock on a wall in the
+schedule's zone shows.
+
+Between the two stands the rule of Debian's cron:
+
+* A schedule of fixed times (daily, weekly, monthly, `30 2 * * *`) fires at the first instant at which the
+  local clock shows the wall time *or has gone past it*. So a time inside the gap of spring fires once, at the
+  end of the gap; a time in the repeated hour of autumn fires the first time only; and times that the gap
+  folds onto one instant fire once.
+* A cron expression whose minute or hour field begins with `*` follows real time: it fires at every instant
+  at which the local clock shows a matching time, so never inside a gap and in both of two repeated hours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time, timedelta
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.resources import files
+from itertools import islice
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import tzdata  # type: ignore[import-untyped]
+
+from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron, shown
+from kytecron.core.errors import Invalid
+
+SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
+MISFIRE_POLICIES = ("run_once", "skip", "run_all")
+MISFIRE_GRACE_SECONDS = 60
+MAX_CATCH_UP = 100
+"""How many slots `run_all` runs, and how many skipped slots get a record of their own."""
+
+TZDATA_VERSION: str = tzdata.IANA_VERSION
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_INTERVAL_SECONDS = 3650 * 86_400
+
+# Nothing is computed outside these, so that no offset or interval can overflow the calendar's ends.
+_EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9900, 1, 1, tzinfo=UTC)
+_SEARCH = timedelta(days=SEARCH_YEARS * 366)
+_SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+# --- Time zones ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def zone_names() -> tuple[str, ...]:
+    """Every time zone name that a schedule may use, sorted."""
+    return tuple(sorted(files("tzdata").joinpath("zones").read_text("utf-8").split()))
+
+
+@lru_cache(maxsize=1024)
+def zone(name: str) -> ZoneInfo:
+    """The time zone of that name, read from the pinned `tzdata` package and never from the machine: servers
+    whose operating systems differ in age must agree on every slot.
+
+    Raises Invalid on `timezone`, with the nearest name, when there is no such zone.
+    """
+    if name not in zone_names():
+        raise Invalid({"timezone": f"Invalid timezone {shown(name)}. {_zone_hint(name)}"})
+    with files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as stream:
+        return ZoneInfo.from_file(stream, key=name)
+
+
+def _zone_hint(name: str) -> str:
+    """The nearest name, compared as a whole or by its city alone."""
+    names = {known.rpartition("/")[2].lower(): known for known in zone_names()}
+    names |= {known.lower(): known for known in zone_names()}
+    wanted = name.strip().lower().replace(" ", "_")
+    close = get_close_matches(wanted, names, n=1, cutoff=0.75) if len(wanted) <= 64 else []
+    if close:
+        return f"Did you mean {names[close[0]]}?"
+    return "Write a name such as Europe/Berlin, America/New_York or UTC"
+
+
+def first_change(local_zone: ZoneInfo, start: datetime, end: datetime) -> datetime:
+    """The instant in (start, end] at which the zone's offset from UTC changes; there must be exactly one."""
+    before = start.astimezone(local_zone).utcoffset()
+    while end - start > _SECOND:
+        middle = start + (end - start) / 2
+        if middle.astimezone(local_zone).utcoffset() == before:
+            start = middle
+        else:
+            end = middle
+    return end.replace(microsecond=0)
+
+
+def _wall(instant: datetime, local_zone: ZoneInfo) -> datetime:
+    return instant.astimezone(local_zone).replace(tzinfo=None)
+
+
+def _first_reached(wall: datetime, local_zone: ZoneInfo) -> datetime:
+    """The first instant at which the local clock shows `wall` or has gone past it."""
+    local = wall.replace(tzinfo=local_zone)
+    instant = local.astimezone(UTC)
+    if _wall(instant, local_zone) == wall:
+        return instant
+    # Inside a gap fold=1 takes the offset after it, which leads to an instant before it (PEP 495).
+    return first_change(local_zone, local.replace(fold=1).astimezone(UTC), instant)
+
+
+# --- Reading fields -----------------------------------------------------------------------------------------
+
+_TIME_OF_DAY = re.compile(r"([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,12}")
+
+
+def _blank(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, list | tuple | set | frozenset) and not value)
+
+
+def _read_whole(value: Any, low: int, high: int) -> int:
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise Refused
+    return int(value)
+
+
+def _read_time(value: Any) -> time:
+    if isinstance(value, time) and value.tzinfo is None:
+        return value.replace(microsecond=0, fold=0)
+    match = _TIME_OF_DAY.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise Refused
+    hour, minute, second = (int(part or 0) for part in match.groups())
+    return time(hour, minute, second)
+
+
+def _read_weekdays(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = value.split(",", 7)
+    elif not isinstance(value, list | tuple | set | frozenset):
+        value = [value]
+    if len(value) > 7:
+        raise Refused
+    return tuple(sorted({_read_whole(day, 0, 6) for day in value}))
+
+
+def _read_cron(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Refused
+    parse_cron(value)
+    return " ".join(value.split())
+
+
+def _read_anchor(value: Any) -> datetime:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise Refused
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise Refused from None
+
+
+def _read_zone(value: Any) -> str:
+    if _blank(value):
+        return "UTC"
+    if not isinstance(value, str):
+        raise Invalid({"timezone": f"Invalid timezone {shown(value)}. Write a name such as Europe/Berlin"})
+    return zone(value.strip()).key
+
+
+_NEEDED = {
+    "cron": ("cron_expression",),
+    "interval": ("interval_seconds",),
+    "daily": ("time_of_day",),
+    "weekly": ("day_of_week", "time_of_day"),
+    "monthly": ("day_of_month", "time_of_day"),
+    "manual": (),
+}
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "cron_expression": (
+        _read_cron,
+        "Write five fields (minute, hour, day-of-month, month, day-of-week), for example 30 2 * * 1-5",
+    ),
+    "interval_seconds": (
+        lambda value: _read_whole(value, 1, MAX_INTERVAL_SECONDS),
+        f"Write a whole number of seconds from 1 to {MAX_INTERVAL_SECONDS} (10 years), for example 300",
+    ),
+    "time_of_day": (
+        _read_time,
+        "Write HH:MM or HH:MM:SS from 00:00 to 23:59:59, for example 02:30",
+    ),
+    "day_of_week": (
+        _read_weekdays,
+        "Write 0 (Sunday) to 6 (Saturday), or several such as 1,3,5",
+    ),
+    "day_of_month": (
+        lambda value: _read_whole(value, 1, 31),
+        "Write 1 to 31; 29 to 31 fall back to the last day of a shorter month",
+    ),
+}
+
+
+def _wall_times(values: dict[str, Any]) -> dict[str, Any]:
+    """The derived fields of a schedule with these checked values."""
+    if "cron_expression" in values:
+        cron = parse_cron(values["cron_expression"])
+        return {"calendar": cron.calendar, "follows_real_time": cron.follows_real_time}
+    if "time_of_day" not in values:
+        return {}
+    if "day_of_month" in values:
+        return {"calendar": Calendar.monthly(values["time_of_day"], values["day_of_month"])}
+    return {"calendar": Calendar.weekly(values["time_of_day"], values.get("day_of_week", range(7)))}
+
+
+# --- Schedules ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One checked definition of when a job is due; hashable. Make it with `from_fields`."""
+
+    schedule_type: str
+    timezone: str
+    cron_expression: str | None = None
+    interval_seconds: int | None = None
+    time_of_day: time | None = None
+    day_of_week: tuple[int, ...] | None = None
+    """Sunday = 0 to Saturday = 6, sorted."""
+    day_of_month: int | None = None
+    anchor: datetime = EPOCH
+    """The first slot of an interval, in UTC."""
+    calendar: Calendar | None = field(default=None, compare=False, repr=False, kw_only=True)
+    """The wall times of every type but interval and manual."""
+    follows_real_time: bool = field(default=False, compare=False, repr=False, kw_only=True)
+    """See the top of this file; true for some cron expressions only."""
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return zone(self.timezone)
+
+    @classmethod
+    def from_fields(
+        cls,
+        *,
+        schedule_type: Any = None,
+        cron_expression: Any = None,
+        interval_seconds: Any = None,
+        time_of_day: Any = None,
+        day_of_week: Any = None,
+        day_of_month: Any = None,
+        timezone: Any = None,
+        anchor: Any = None,
+    ) -> Schedule:
+        """Checks a definition as it comes from a form, JSON or a database row, whatever it contains.
+
+        Fields that the type does not need are ignored, numbers may be strings, a blank timezone is UTC.
+        `anchor` is the first slot of an interval, as an aware datetime (default: the epoch).
+
+        Raises Invalid with one message for every wrong field.
+        """
+        given = {
+            "cron_expression": cron_expression,
+            "interval_seconds": interval_seconds,
+            "time_of_day": time_of_day,
+            "day_of_week": day_of_week,
+            "day_of_month": day_of_month,
+        }
+        problems: dict[str, str] = {}
+        values: dict[str, Any] = {}
+        kind = schedule_type if isinstance(schedule_type, str) else ""
+        if kind not in _NEEDED:
+            problems["schedule_type"] = f"Invalid schedule_type. Must be one of: {', '.join(SCHEDULE_TYPES)}"
+        for name in _NEEDED.get(kind, ()):
+            read, hint = _READERS[name]
+            value = given[name]
+            if _blank(value):
+                problems[name] = f"{name} is required for {kind} schedule type. {hint}"
+                continue
+            try:
+                values[name] = read(value)
+            except Refused as refused:
+                problems[name] = str(refused) or f"Invalid {name} {shown(value)}. {hint}"
+        if kind == "interval" and anchor is not None:
+            try:
+                values["anchor"] = _read_anchor(anchor)
+            except Refused:
+                problems["anchor"] = "Invalid anchor. Write an instant with its time zone"
+        try:
+            values["timezone"] = _read_zone(timezone)
+        except Invalid as invalid:
+            problems |= invalid.fields
+        if problems:
+            raise Invalid(problems)
+        return cls(schedule_type=str(kind), **values, **_wall_times(values))
+
+    def next_after(self, instant: datetime) -> datetime | None:
+        """The first slot later than `instant` (aware), in UTC; None if there is none."""
+        instant = _within_reason(instant)
+        return self._next(instant, instant + _SEARCH) if instant < _LATEST else None
+
+    def latest_at_or_before(self, instant: datetime) -> datetime | None:
+        """The last slot not later than `instant` (aware), in UTC; None if there is none in the 50 years before.
+
+        Made of the same steps as `next_after`, so that the two cannot disagree: reach back further and further
+        until a slot is found, then close in on the last one by halves.
+        """
+        instant = _within_reason(instant)
+        if self.interval_seconds is not None:
+            return self._interval_slot(self._intervals_until(instant))
+        farthest = min(instant - _EARLIEST, _SEARCH)
+        reach = timedelta(minutes=1)
+        while (latest := self._slot_within(instant - min(reach, farthest), instant)) is None:
+            if reach >= farthest:
+                return None
+            reach *= 4
+        end = instant
+        while (following := self._slot_within(latest, instant)) is not None:
+            middle = following + (end - following) / 2
+            later = self._slot_within(middle, instant)
+            latest = later or following
+            if later is None:
+                end = middle
+        return latest
+
+    def count(self, after: datetime, until: datetime) -> int:
+        """How many slots are later than `after` and not later than `until`, without walking through them.
+
+        Exact for intervals. For the others it counts on the wall, so that a change of the clock in between
+        puts it off by the slots of the hour that was left out or repeated.
+        """
+        if self.interval_seconds is not None:
+            return max(0, self._intervals_until(until) - self._intervals_until(after))
+        if self.calendar is None:
+            return 0
+        return self.calendar.count(_wall(after, self.zone), _wall(until, self.zone))
+
+    def _intervals_until(self, instant: datetime) -> int:
+        """The number of the interval slot at or before `instant`; the anchor is number 0, before it is -1."""
+        if instant < self.anchor:
+            return -1
+        return (instant - self.anchor) // timedelta(seconds=self.interval_seconds or 1)
+
+    def _interval_slot(self, number: int) -> datetime | None:
+        if number < 0:
+            return None
+        try:
+            return self.anchor + number * timedelta(seconds=self.interval_seconds or 1)
+        except OverflowError:
+            return None
+
+    def _slot_within(self, after: datetime, until: datetime) -> datetime | None:
+        slot = self._next(after, until)
+        return slot if slot is not None and slot <= until else None
+
+    def _next(self, instant: datetime, until: datetime) -> datetime | None:
+        """The first slot later than `instant`; may be None when there is none up to `until`."""
+        if self.interval_seconds is not None:
+            return self._interval_slot(self._intervals_until(instant) + 1)
+        if self.calendar is None:
+            return None
+        if self.follows_real_time:
+            return self._next_following_real_time(instant, until)
+        return self._next_fixed(instant)
+
+    def _next_fixed(self, instant: datetime) -> datetime | None:
+        # Wall times up to the present one were reached by now, so the search begins after it; later ones may
+        # have been reached too, when the clock went back since, and are passed over.
+        assert self.calendar is not None
+        wall = self.calendar.after(_wall(instant, self.zone))
+        while wall is not None:
+            slot = _first_reached(wall, self.zone)
+            if slot > instant:
+                return slot
+            wall = self.calendar.after(wall)
+        return None
+
+    def _next_following_real_time(self, instant: datetime, until: datetime) -> datetime | None:
+        slot = self._next_shown(_wall(instant, self.zone), instant, until)
+        same_time_again = instant.astimezone(self.zone).replace(fold=1).astimezone(UTC)
+        if same_time_again > instant:
+            # The clock is about to go back: slots of the second time round are behind on the wall, yet to come.
+            change = first_change(self.zone, instant, same_time_again)
+            before = change - _MICROSECOND
+            second = self._next_shown(_wall(change, self.zone) - _MICROSECOND, before, until)
+            return min((found for found in (slot, second) if found is not None), default=None)
+        return slot
+
+    def _next_shown(self, wall: datetime, instant: datetime, until: datetime) -> datetime | None:
+        """The first instant after `instant` at which the clock shows a time of the calendar later than `wall`."""
+        assert self.calendar is not None
+        found = self.calendar.after(wall)
+        # Bounded, for `*/5 2 * 3 7L` in Berlin lies inside a gap every year and never comes; by a day more than
+        # `until` shows, for the clock may have gone back just before it.
+        last = _wall(until, self.zone) + timedelta(days=1)
+        while found is not None and found <= last:
+            slot = _first_reached(found, self.zone)
+            if (reached := _wall(slot, self.zone)) != found:  # in a gap, so never shown
+                found = self.calendar.after(reached - _MICROSECOND)
+                continue
+            if slot <= instant:
+                slot = found.replace(tzinfo=self.zone, fold=1).astimezone(UTC)
+            if slot > instant:
+                return slot
+            found = self.calendar.after(found)
+        return None
+
+
+def _within_reason(instant: datetime) -> datetime:
+    """The instant in UTC, moved to the end of what is computed if it lies outside."""
+    if instant.tzinfo is None:
+        raise ValueError("a schedule needs an aware datetime")
+    return min(max(instant, _EARLIEST), _LATEST).astimezone(UTC)
+
+
+def next_slot(
+    schedule: Schedule, after: datetime, starts_at: datetime | None = None, ends_at: datetime | None = None
+) -> datetime | None:
+    """The first slot later than `after` that is not before `starts_at` and not after `ends_at`; both ends are
+    slots themselves when they fall on one. None if there is no such slot.
+    """
+    if starts_at is not None:
+        after = max(after, starts_at - _MICROSECOND)
+    slot = schedule.next_after(after)
+    return None if slot is None or (ends_at is not None and slot > ends_at) else slot
+
+
+def jitter_offset(job_id: int | str, jitter_seconds: int) -> timedelta:
+    """How much later than its slots this job starts: between 0 and `jitter_seconds`, always the same for one
+    job, spread evenly over jobs.
+    """
+    share = int.from_bytes(hashlib.sha256(str(job_id).encode()).digest()[:6], "big") / 2**48
+    return timedelta(milliseconds=int(share * jitter_seconds * 1000))
+
+
+# --- Missed slots -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DueSlots:
+    """The slots of a job that are due. After a long outage only the newest are listed."""
+
+    slots: tuple[datetime, ...]
+    """Oldest first, so the last one is the newest."""
+    unlisted: int = 0
+    """How many more are due, all older than those (see `Schedule.count` for how exact that is)."""
+    oldest: datetime | None = None
+    """The oldest slot due, listed or not."""
+
+
+class Misfire(NamedTuple):
+    """What becomes of due slots: run these, oldest first, and record those as skipped, each with its reason."""
+
+    run: list[datetime]
+    skip: list[tuple[datetime, str]]
+
+
+def due_slots(
+    schedule: Schedule,
+    first_due: datetime,
+    now: datetime,
+    limit: int = MAX_CATCH_UP + 1,
+    ends_at: datetime | None = None,
+) -> DueSlots:
+    """The slots from `first_due` (the job's next_run_time, taken as a slot whatever it is) to `now`, both
+    included: all of them or, if there are more than `limit`, the newest `limit` at most.
+
+    A job that missed a year of one-second slots costs no more than one that missed `limit` of them.
+    """
+    until = now if ends_at is None else min(now, ends_at)
+    if first_due > until:
+        return DueSlots(())
+    slots = [first_due, *islice(_slots(schedule, first_due, until), limit)]
+    if len(slots) <= limit:
+        return DueSlots(tuple(slots), oldest=first_due)
+    newest = schedule.latest_at_or_before(until) or first_due
+    # By halves, to a start that has about `limit` slots after it. It stays before the newest one, for there may
+    # be fewer slots than are counted when a change of the clock left some out.
+    start, end = first_due, newest
+    while end - start > _SECOND:
+        middle = start + (end - start) / 2
+        if schedule.count(middle, until) < limit:
+            end = middle
+        else:
+            start = middle
+    listed = deque(_slots(schedule, start, until), maxlen=limit)
+    return DueSlots(tuple(listed), schedule.count(first_due, listed[0]), first_due)
+
+
+def _slots(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
+    slot = schedule.next_after(after)
+    while slot is not None and slot <= until:
+        yield slot
+        slot = schedule.next_after(slot)
+
+
+def misfire(policy: str, due: DueSlots, now: datetime, grace_seconds: int = MISFIRE_GRACE_SECONDS) -> Misfire:
+    """Decides about due slots. One slot that is due within the grace simply runs; otherwise the policy speaks:
+
+    * run_once: the newest runs, however late;
+    * skip: the newest runs if it is within the grace;
+    * run_all: the newest 100 run, oldest first.
+
+    Every other listed slot is skipped; the reason of the oldest one also tells of those that are not listed.
+    Raises Invalid on `misfire_policy`.
+    """
+    if policy not in MISFIRE_POLICIES:
+        raise Invalid(
+            {"misfire_policy": f"Invalid misfire_policy. Must be one of: {', '.join(MISFIRE_POLICIES)}"}
+        )
+    if not due.slots:
+        return Misfire([], [])
+    within_grace = now - due.slots[-1] <= timedelta(seconds=grace_seconds)
+    if policy == "run_all":
+        kept, why = MAX_CATCH_UP, f"only the newest {MAX_CATCH_UP} missed slots are caught up"
+    elif policy == "run_once" or within_grace:
+        kept, why = 1, "only the newest of the missed slots runs"
+    else:
+        kept, why = 0, f"nothing runs later than the grace of {in_words(grace_seconds)}"
+    split = max(0, len(due.slots) - kept)
+    skip = [
+        (slot, f"Missed by {in_words((now - slot).total_seconds())}: {why} (misfire_policy {policy})")
+        for slot in due.slots[:split]
+    ]
+    if skip and due.unlisted:
+        slot, reason = skip[0]
+        skip[0] = (
+            slot,
+            f"{reason}. {due.unlisted:,} older slots, from {due.oldest:%Y-%m-%d %H:%M:%S} UTC on, were missed too "
+            "and have no record of their own",
+        )
+    return Misfire(list(due.slots[split:]), skip)
+
+
+def in_words(seconds: float, parts: int = 2) -> str:
+    """A duration for people, in at most so many units: `3 hours 12 minutes`. Less than a second is 0 seconds."""
+    rest = int(seconds)
+    words: list[str] = []
+    for unit, size in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        number, rest = divmod(rest, size)
+        if number:
+            words.append(f"{number:,} {unit}{'s' if number > 1 else ''}")
+    return " ".join(words[:parts]) or "0 seconds"
