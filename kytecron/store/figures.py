@@ -1,0 +1,197 @@
+"""What is counted and added up: summaries, daily statistics, the numbers of the dashboard.
+
+Everything here reads what was rolled up as runs settled, or the few rows that are active now; nothing counts
+over history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..core.states import Status
+from ..core.statistics import merge, percentile, success_rate
+from .models import CronJob, CronJobDailyStat, CronJobExecution, CronWorkerRecord
+
+JOB: Any = CronJob.__table__
+RUN: Any = CronJobExecution.__table__
+STAT: Any = CronJobDailyStat.__table__
+
+ENDINGS = ("completed", "failed", "timeout", "lost", "cancelled", "skipped")
+
+
+def execution_summary(job: CronJob) -> dict[str, Any]:
+    """A job's runs since it exists. Durations are in milliseconds, the rate in per cent; None where nothing ran."""
+    return {
+        "total": job.runs_total,
+        "successful": job.runs_completed,
+        "failed": job.runs_failed,
+        "timeouts": job.runs_timeout,
+        # A run that somebody cancelled is no failure of the job.
+        "success_rate": success_rate(
+            job.runs_completed, job.runs_completed + job.runs_failed + job.runs_timeout
+        ),
+        "avg_duration_ms": round(job.duration_total_ms / job.runs_total) if job.runs_total else None,
+        "last_execution": _last_execution(job),
+    }
+
+
+def _last_execution(job: CronJob) -> dict[str, Any] | None:
+    if job.last_execution is None:
+        return None
+    return {"id": job.last_execution, "status": job.last_status, "started_at": job.last_run_at}
+
+
+# -- days ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Endings and durations of the runs of some time; durations in milliseconds, the rate in per cent."""
+
+    completed: int = 0
+    failed: int = 0
+    timeout: int = 0
+    lost: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+    avg_duration_ms: int | None = None
+    p50_duration_ms: int | None = None
+    p95_duration_ms: int | None = None
+
+    @property
+    def total(self) -> int:
+        """What ran to an ending of its own: neither skipped nor cancelled."""
+        return self.completed + self.failed + self.timeout + self.lost
+
+    @property
+    def success_rate(self) -> float | None:
+        """Completed among `total`."""
+        return success_rate(self.completed, self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Some days, oldest first, days without runs included, and what they add up to."""
+
+    total: Figures
+    days: list[tuple[date, Figures]]
+
+
+def job_statistics(session: Session, job_id: int, days: int, today: date) -> Statistics:
+    """The last `days` UTC days of one job, today included, with the 50th and 95th percentile of its durations."""
+    rows = session.execute(
+        sa.select(STAT).where(STAT.c.cron_job == job_id, STAT.c.day > today - timedelta(days=days))
+    ).all()
+    return _statistics(rows, days, today)
+
+
+def global_statistics(session: Session, days: int, today: date) -> Statistics:
+    """The last `days` UTC days of all jobs together, today included; without percentiles."""
+    sums = [sa.func.sum(STAT.c[name]).label(name) for name in (*ENDINGS, "duration_ms")]
+    rows = session.execute(
+        sa.select(STAT.c.day, *sums, sa.null().label("durations"))
+        .where(STAT.c.day > today - timedelta(days=days))
+        .group_by(STAT.c.day)
+    ).all()
+    return _statistics(rows, days, today)
+
+
+def _statistics(rows: Iterable[Any], days: int, today: date) -> Statistics:
+    by_day = {row.day: row for row in rows}
+    wanted = [today - timedelta(days=back) for back in range(days - 1, -1, -1)]
+    present = [by_day[day] for day in wanted if day in by_day]
+    return Statistics(
+        _figures(present), [(day, _figures([by_day[day]] if day in by_day else [])) for day in wanted]
+    )
+
+
+def _figures(rows: list[Any]) -> Figures:
+    # MariaDB sums integers to decimals.
+    counts = {name: sum(int(getattr(row, name)) for row in rows) for name in ENDINGS}
+    histogram = merge(row.durations for row in rows)
+    ran = sum(histogram.values()) or sum(counts[name] for name in ("completed", "failed", "timeout", "lost"))
+    return Figures(
+        **counts,
+        avg_duration_ms=round(sum(int(row.duration_ms) for row in rows) / ran) if ran else None,
+        p50_duration_ms=percentile(histogram, 0.5),
+        p95_duration_ms=percentile(histogram, 0.95),
+    )
+
+
+# -- now -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """How things stand at one moment."""
+
+    jobs: int
+    enabled: int
+    disabled: int
+    dead: int
+    running: int
+    pending: int
+    overdue: int
+    """Pending runs that were due more than a minute ago: nobody takes them."""
+    stale_locks: int
+    """Running ones whose lease has ended."""
+    workers: int
+    """Workers heard of in the last minute."""
+    today: Figures
+
+
+def counters(session: Session, now: datetime) -> Counters:
+    """The numbers of the dashboard."""
+    minute_ago = now - timedelta(minutes=1)
+    jobs = session.execute(
+        sa.select(
+            sa.func.count().label("jobs"),
+            _number_of(JOB.c.enabled.is_(True)).label("enabled"),
+            _number_of(JOB.c.in_dead_letter_queue.is_(True)).label("dead"),
+        ).where(JOB.c.deleted_id == 0)
+    ).one()
+    active = session.execute(
+        sa.select(
+            _number_of(RUN.c.status == Status.RUNNING).label("running"),
+            _number_of(RUN.c.status == Status.PENDING).label("pending"),
+            _number_of(sa.and_(RUN.c.status == Status.PENDING, RUN.c.due_time < minute_ago)).label("overdue"),
+            _number_of(sa.and_(RUN.c.status == Status.RUNNING, RUN.c.locked_until < now)).label("stale"),
+        ).where(RUN.c.status.in_([Status.PENDING, Status.RUNNING]))
+    ).one()
+    alive = session.scalar(
+        sa.select(sa.func.count()).where(
+            CronWorkerRecord.last_seen_at >= minute_ago, CronWorkerRecord.stopped_at.is_(None)
+        )
+    )
+    return Counters(
+        jobs=jobs.jobs,
+        enabled=int(jobs.enabled),
+        disabled=jobs.jobs - int(jobs.enabled) - int(jobs.dead),
+        dead=int(jobs.dead),
+        running=int(active.running),
+        pending=int(active.pending),
+        overdue=int(active.overdue),
+        stale_locks=int(active.stale),
+        workers=alive or 0,
+        today=global_statistics(session, 1, now.date()).total,
+    )
+
+
+def dead_letters(session: Session) -> int:
+    """How many jobs wait in the dead letter queue; every page says so."""
+    waiting = sa.select(sa.func.count()).where(
+        JOB.c.enabled.is_(False),  # as they all are: the index on it leaves few rows to look at
+        JOB.c.in_dead_letter_queue.is_(True),
+        JOB.c.deleted_id == 0,
+    )
+    return session.scalar(waiting) or 0
+
+
+def _number_of(condition: Any) -> Any:
+    return sa.func.coalesce(sa.func.sum(sa.case((condition, 1), else_=0)), 0)

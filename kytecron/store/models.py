@@ -1,0 +1,523 @@
+"""Tables, constraints, indexes. No behaviour.
+
+Names of tables and columns that the seed system has are kept. Times are UTC with microseconds. Every
+configuration column has a server default, so that a row inserted by hand in SQL is a working job.
+Names compare byte by byte on every database (utf8mb4_bin), so that one dialect does not forbid what another allows.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy.dialects import mysql
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from ..core.states import Origin, Status
+
+
+class Base(DeclarativeBase):
+    """The one metadata that the web app, the worker and the migrations share."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+# Sessions are made by store.db for every front alike; Flask-SQLAlchemy ties one to each request.
+db = SQLAlchemy(model_class=Base, disable_autonaming=True, session_options={"expire_on_commit": False})
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """An aware datetime in Python, naive UTC with microseconds in the table."""
+
+    impl = sa.DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(sa.DateTime())
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; times are passed as aware datetimes")
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+LongText = sa.Text().with_variant(mysql.LONGTEXT, "mysql", "mariadb")
+LongBlob = sa.LargeBinary().with_variant(mysql.LONGBLOB, "mysql", "mariadb")
+MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+
+def _id() -> Mapped[int]:
+    return mapped_column(Id, primary_key=True, autoincrement=True)
+
+
+def _flag(default: bool) -> Mapped[bool]:
+    return mapped_column(sa.Boolean, nullable=False, default=default, server_default="1" if default else "0")
+
+
+def _number(default: int) -> Mapped[int]:
+    return mapped_column(sa.Integer, nullable=False, default=default, server_default=str(default))
+
+
+def _count() -> Mapped[int]:
+    return mapped_column(sa.BigInteger, nullable=False, default=0, server_default="0")
+
+
+def _word(default: str, length: int = 16) -> Mapped[str]:
+    return mapped_column(sa.String(length), nullable=False, default=default, server_default=default)
+
+
+class CronJob(Base):
+    """A job: its schedule, how it runs, whom it tells, and where it stands."""
+
+    __tablename__ = "CronJob"
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(sa.String(200))
+    description: Mapped[str] = _word("", 2000)
+    tags: Mapped[str] = _word("", 500)
+    """Comma-separated with a comma at both ends (`,etl,nightly,`), so that LIKE '%,etl,%' finds one."""
+
+    schedule_type: Mapped[str] = _word("manual")
+    cron_expression: Mapped[str | None] = mapped_column(sa.String(200))
+    interval_seconds: Mapped[int | None] = mapped_column(sa.Integer)
+    interval_anchor: Mapped[str] = _word("schedule")
+    """`schedule`: slots lie on anchor + k * interval. `completion`: counted from the end of the last run."""
+    schedule_anchor: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    time_of_day: Mapped[str | None] = mapped_column(sa.String(8))
+    day_of_week: Mapped[str | None] = mapped_column(sa.String(20))
+    day_of_month: Mapped[int | None] = mapped_column(sa.Integer)
+    timezone: Mapped[str] = _word("UTC", 64)
+    starts_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    max_runs: Mapped[int | None] = mapped_column(sa.Integer)
+    jitter_seconds: Mapped[int] = _number(0)
+
+    timeout_seconds: Mapped[int] = _number(300)
+    memory_limit_mb: Mapped[int | None] = mapped_column(sa.Integer)
+    cpu_limit_seconds: Mapped[int | None] = mapped_column(sa.Integer)
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    priority: Mapped[int] = _number(5)
+    worker_tag: Mapped[str] = _word("", 64)
+    overlap_policy: Mapped[str] = _word("skip")
+    misfire_policy: Mapped[str] = _word("run_once")
+    misfire_grace_seconds: Mapped[int] = _number(60)
+    on_lost_contact: Mapped[str] = _word("stop")
+
+    max_retries: Mapped[int] = _number(3)
+    retry_strategy: Mapped[str] = _word("exponential")
+    retry_delay_seconds: Mapped[int] = _number(60)
+    retry_max_delay_seconds: Mapped[int] = _number(3600)
+
+    dependency_mode: Mapped[str] = _word("gate")
+    dependency_timeout_seconds: Mapped[int] = _number(3600)
+    require_fresh: Mapped[bool] = _flag(False)
+
+    notify_on_failure: Mapped[bool] = _flag(True)
+    notify_after_failures: Mapped[int] = _number(1)
+    notify_on_dead_letter: Mapped[bool] = _flag(True)
+    notify_on_recovery: Mapped[bool] = _flag(True)
+    slack_webhook: Mapped[str | None] = mapped_column(sa.String(500))
+    notification_email: Mapped[str | None] = mapped_column(sa.String(500))
+
+    enabled: Mapped[bool] = _flag(True)
+    disabled_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    next_run_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    in_dead_letter_queue: Mapped[bool] = _flag(False)
+    dead_letter_reason: Mapped[str | None] = mapped_column(sa.String(2000))
+    dead_letter_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    consecutive_failures: Mapped[int] = _number(0)
+    failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    # Rolled up as runs settle, never counted over history.
+    runs_scheduled: Mapped[int] = _count()
+    runs_total: Mapped[int] = _count()
+    runs_completed: Mapped[int] = _count()
+    runs_failed: Mapped[int] = _count()
+    runs_timeout: Mapped[int] = _count()
+    duration_total_ms: Mapped[int] = _count()
+    recent_results: Mapped[str] = _word("", 30)
+    """The last 30 endings, oldest first, one letter each: see `services.lifecycle.LETTERS`."""
+    last_execution: Mapped[int | None] = mapped_column(Id)
+    last_status: Mapped[str | None] = mapped_column(sa.String(16))
+    last_run_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_success_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_success_version: Mapped[int | None] = mapped_column(sa.Integer)
+
+    current_version: Mapped[int | None] = mapped_column(sa.Integer)
+    state: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    revision: Mapped[int] = _number(1)
+    """Grows with every edit of the configuration; an edit that started from an older one is refused."""
+    created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+    updated_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    updated_by: Mapped[str | None] = mapped_column(sa.String(100))
+    deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    deleted_id: Mapped[int] = mapped_column(Id, nullable=False, default=0, server_default="0")
+    """0 while the job lives, its own id once deleted: a deleted job's name is free again."""
+
+    __table_args__ = (
+        sa.UniqueConstraint("name", "deleted_id"),
+        sa.Index("ix_CronJob_due", "enabled", "next_run_time"),
+        MYSQL,
+    )
+
+
+class CronJobDependency(Base):
+    """An edge of the graph: `cron_job` depends on `parent`."""
+
+    __tablename__ = "CronJobDependency"
+
+    cron_job: Mapped[int] = mapped_column(
+        Id, sa.ForeignKey("CronJob.id"), primary_key=True, autoincrement=False
+    )
+    parent: Mapped[int] = mapped_column(
+        Id, sa.ForeignKey("CronJob.id"), primary_key=True, autoincrement=False, index=True
+    )
+
+    __table_args__ = (MYSQL,)
+
+
+class CronJobExecution(Base):
+    """One attempt to serve one slot: the ledger.
+
+    No foreign keys: checking one takes a shared lock on the job's row in every insert, and jobs are never
+    deleted for real.
+    """
+
+    __tablename__ = "CronJobExecution"
+
+    id: Mapped[int] = _id()
+    cron_job: Mapped[int] = mapped_column(Id)
+    scheduled_time: Mapped[datetime] = mapped_column(UtcDateTime)
+    """The slot."""
+    rerun: Mapped[int] = _number(0)
+    """How often a person asked for this slot again; 0 for what the schedule made."""
+    retry_count: Mapped[int] = _number(0)
+    is_retry: Mapped[bool] = _flag(False)
+    parent_execution: Mapped[int | None] = mapped_column(Id)
+    """The attempt before this one."""
+    origin: Mapped[str] = _word(Origin.SCHEDULE)
+    status: Mapped[str] = _word(Status.PENDING)
+
+    due_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """May start from then on; NULL while it waits for something other than time (`waiting_for`)."""
+    queue_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Orders due rows: due_time plus a handicap for low priority, so that age wins in the end."""
+    priority: Mapped[int] = _number(5)
+    worker_tag: Mapped[str] = _word("", 64)
+    waiting_for: Mapped[str | None] = mapped_column(sa.String(500))
+    waiting_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    parents_used: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+    version: Mapped[int | None] = mapped_column(sa.Integer)
+    """The version that ran; NULL until it starts."""
+    requested_version: Mapped[int | None] = mapped_column(sa.Integer)
+    """A version that somebody asked for; NULL means the current one at the start, retries included."""
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    note: Mapped[str | None] = mapped_column(sa.String(500))
+    triggered_by: Mapped[str | None] = mapped_column(sa.String(100))
+    cancel_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    """Set: whoever runs this is asked to stop it."""
+
+    locked_by: Mapped[str | None] = mapped_column(sa.String(100))
+    locked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    cpu_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    memory_peak_mb: Mapped[float | None] = mapped_column(sa.Float)
+    exit_code: Mapped[int | None] = mapped_column(sa.Integer)
+    progress_percent: Mapped[float | None] = mapped_column(sa.Float)
+    progress_note: Mapped[str | None] = mapped_column(sa.String(500))
+
+    output: Mapped[str | None] = mapped_column(LongText, deferred=True)
+    """What was printed after the last row in CronJobOutput: all of it, for a short run."""
+    output_bytes: Mapped[int] = _count()
+    error: Mapped[str | None] = mapped_column(sa.String(2000))
+    stack_trace: Mapped[str | None] = mapped_column(LongText, deferred=True)
+    result: Mapped[Any | None] = mapped_column(sa.JSON(none_as_null=True), deferred=True)
+    skipped_reason: Mapped[str | None] = mapped_column(sa.String(500))
+
+    __table_args__ = (
+        # A second run of a slot is impossible, whoever tries.
+        sa.UniqueConstraint(
+            "cron_job", "scheduled_time", "rerun", "retry_count", name="uq_CronJobExecution_slot"
+        ),
+        sa.Index("ix_CronJobExecution_queue", "status", "worker_tag", "queue_time"),
+        sa.Index("ix_CronJobExecution_due", "status", "due_time"),
+        # Both databases append the primary key, so these three also give pages of lists.
+        sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
+        sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
+        sa.Index("ix_CronJobExecution_job", "cron_job"),
+        MYSQL,
+    )
+
+
+class CronJobOutput(Base):
+    """Output of a running or long-printing execution, in pieces; the rest stands in CronJobExecution.output."""
+
+    __tablename__ = "CronJobOutput"
+
+    execution: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    seq: Mapped[int] = mapped_column(sa.Integer, primary_key=True, autoincrement=False)
+    text: Mapped[str] = mapped_column(LongText)
+    is_tail: Mapped[bool] = _flag(False)
+    """Shown while the run goes on; replaced by the true last half when it ends."""
+
+    __table_args__ = (MYSQL,)
+
+
+class CronJobDailyStat(Base):
+    """Runs of one job that ended on one UTC day, rolled up by `settle`."""
+
+    __tablename__ = "CronJobDailyStat"
+
+    cron_job: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    day: Mapped[date] = mapped_column(sa.Date, primary_key=True)
+    completed: Mapped[int] = _number(0)
+    failed: Mapped[int] = _number(0)
+    timeout: Mapped[int] = _number(0)
+    lost: Mapped[int] = _number(0)
+    cancelled: Mapped[int] = _number(0)
+    skipped: Mapped[int] = _number(0)
+    duration_ms: Mapped[int] = _count()
+    durations: Mapped[dict[str, int] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """Histogram on a log scale: bucket -> runs; see `core.statistics`."""
+
+    __table_args__ = (
+        # Holds what the sums over all jobs need, so that they read the index alone.
+        sa.Index(
+            "ix_CronJobDailyStat_day",
+            *("day", "completed", "failed", "timeout", "lost", "cancelled", "skipped", "duration_ms"),
+        ),
+        MYSQL,
+    )
+
+
+class KyteCronJobVersionContent(Base):
+    """Source code, once per SHA-256, compressed with bzip2."""
+
+    __tablename__ = "KyteCronJobVersionContent"
+
+    content_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    code: Mapped[bytes] = mapped_column(LongBlob, deferred=True)
+    size_bytes: Mapped[int] = _number(0)
+    compressed_bytes: Mapped[int] = _number(0)
+    reference_count: Mapped[int] = _number(0)
+    """Always the number of versions that point here."""
+    created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (sa.Index("ix_KyteCronJobVersionContent_references", "reference_count"), MYSQL)
+
+
+class KyteCronJobVersion(Base):
+    """One saved state of a job's code."""
+
+    __tablename__ = "KyteCronJobVersion"
+
+    id: Mapped[int] = _id()
+    cron_job: Mapped[int] = mapped_column(Id, sa.ForeignKey("CronJob.id"))
+    version_number: Mapped[int] = mapped_column(sa.Integer)
+    content_hash: Mapped[str] = mapped_column(
+        sa.String(64), sa.ForeignKey("KyteCronJobVersionContent.content_hash"), index=True
+    )
+    is_current: Mapped[bool] = _flag(False)
+    message: Mapped[str] = _word("", 500)
+    changes_from_previous: Mapped[str | None] = mapped_column(LongText, deferred=True)
+    lines_added: Mapped[int] = _number(0)
+    lines_removed: Mapped[int] = _number(0)
+    lines_changed: Mapped[int] = _number(0)
+    lines_before: Mapped[int] = _number(0)
+    lines_after: Mapped[int] = _number(0)
+    created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+
+    __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"), MYSQL)
+
+
+class CronOutbox(Base):
+    """A message to one channel, written in the transaction of its event and sent by any worker."""
+
+    __tablename__ = "CronOutbox"
+
+    id: Mapped[int] = _id()
+    cause: Mapped[str] = mapped_column(sa.String(200))
+    """One message per cause and channel, for example `job 5: failure, execution 17`."""
+    kind: Mapped[str] = mapped_column(sa.String(32))
+    channel: Mapped[str] = mapped_column(sa.String(16))
+    target: Mapped[str] = mapped_column(sa.String(500))
+    payload: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
+    cron_job: Mapped[int | None] = mapped_column(Id)
+    execution: Mapped[int | None] = mapped_column(Id)
+    status: Mapped[str] = _word("pending")
+    attempts: Mapped[int] = _number(0)
+    due_time: Mapped[datetime] = mapped_column(UtcDateTime)
+    locked_by: Mapped[str | None] = mapped_column(sa.String(100))
+    last_error: Mapped[str | None] = mapped_column(sa.String(500))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (
+        sa.UniqueConstraint("cause", "channel"),
+        sa.Index("ix_CronOutbox_due", "status", "due_time"),
+        MYSQL,
+    )
+
+
+class CronWorkerRecord(Base):
+    """A worker process as it last reported."""
+
+    __tablename__ = "CronWorker"
+
+    worker_id: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
+    host: Mapped[str] = mapped_column(sa.String(255))
+    boot_id: Mapped[str] = mapped_column(sa.String(64))
+    pid: Mapped[int] = mapped_column(sa.Integer)
+    process_started: Mapped[str] = mapped_column(sa.String(32))
+    """The kernel's start time of the process: with host, boot and pid it names one life of one process."""
+    version: Mapped[str] = mapped_column(sa.String(32))
+    tags: Mapped[str] = _word("", 500)
+    slots: Mapped[int] = _number(1)
+    running: Mapped[int] = _number(0)
+    clock_skew_ms: Mapped[float] = mapped_column(sa.Float, default=0.0, server_default="0")
+    tzdata: Mapped[str] = _word("", 32)
+    draining: Mapped[bool] = _flag(False)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+    __table_args__ = (MYSQL,)
+
+
+class CronUser(Base):
+    """A person who may sign in."""
+
+    __tablename__ = "CronUser"
+
+    id: Mapped[int] = _id()
+    username: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(sa.String(255))
+    role: Mapped[str] = _word("viewer")
+    enabled: Mapped[bool] = _flag(True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (MYSQL,)
+
+
+class CronSession(Base):
+    """A sign-in. The browser holds the token, the table its hash."""
+
+    __tablename__ = "CronSession"
+
+    token_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    user: Mapped[int] = mapped_column(Id, sa.ForeignKey("CronUser.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    ip: Mapped[str] = _word("", 64)
+    user_agent: Mapped[str] = _word("", 255)
+
+    __table_args__ = (MYSQL,)
+
+
+class CronToken(Base):
+    """A bearer token of the API, shown once, stored hashed; a sign-in link is one with `once`."""
+
+    __tablename__ = "CronToken"
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(sa.String(100))
+    token_hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    role: Mapped[str] = mapped_column(sa.String(16))
+    kind: Mapped[str] = _word("api")
+    """`api`, or `sign-in` for a link that works once and makes an administrator's session."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    __table_args__ = (MYSQL,)
+
+
+class CronThrottle(Base):
+    """Attempts counted per key and time window: sign-ins, triggers."""
+
+    __tablename__ = "CronThrottle"
+
+    key: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    window: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
+    count: Mapped[int] = _number(0)
+
+    __table_args__ = (sa.Index("ix_CronThrottle_window", "window"), MYSQL)
+
+
+class CronAudit(Base):
+    """Who changed what, when, from where: before and after, secrets masked."""
+
+    __tablename__ = "CronAudit"
+
+    id: Mapped[int] = _id()
+    at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    actor: Mapped[str] = mapped_column(sa.String(100))
+    source: Mapped[str] = _word("python")
+    """`web`, `api`, `cli`, `worker` or `python`."""
+    ip: Mapped[str] = _word("", 64)
+    action: Mapped[str] = mapped_column(sa.String(64))
+    subject_type: Mapped[str] = mapped_column(sa.String(32))
+    subject_id: Mapped[str] = mapped_column(sa.String(64))
+    subject_name: Mapped[str] = _word("", 200)
+    before: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    after: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+    __table_args__ = (sa.Index("ix_CronAudit_subject", "subject_type", "subject_id"), MYSQL)
+
+
+class CronSecret(Base):
+    """A value jobs may be granted, encrypted with the keys of `secrets_keys`."""
+
+    __tablename__ = "CronSecret"
+
+    id: Mapped[int] = _id()
+    name: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    ciphertext: Mapped[bytes] = mapped_column(LongBlob, deferred=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_by: Mapped[str | None] = mapped_column(sa.String(100))
+
+    __table_args__ = (MYSQL,)
+
+
+class CronJobSecret(Base):
+    """`cron_job` may read `secret`."""
+
+    __tablename__ = "CronJobSecret"
+
+    cron_job: Mapped[int] = mapped_column(
+        Id, sa.ForeignKey("CronJob.id"), primary_key=True, autoincrement=False
+    )
+    secret: Mapped[int] = mapped_column(
+        Id, sa.ForeignKey("CronSecret.id"), primary_key=True, autoincrement=False
+    )
+
+    __table_args__ = (MYSQL,)

@@ -1,0 +1,47 @@
+"""Alembic's entry: reached through `flask db ...` and through kytecron.store.schema alike."""
+
+from __future__ import annotations
+
+from alembic import context
+from flask import current_app, has_app_context
+
+from kytecron.config import default_settings
+from kytecron.store import db as database
+from kytecron.store import schema
+from kytecron.store.models import Base, UtcDateTime
+
+
+def render_item(kind, item, autogen_context):
+    if kind == "type" and isinstance(item, UtcDateTime):
+        autogen_context.imports.add("from kytecron.store.models import UtcDateTime")
+        return "UtcDateTime()"
+    return False
+
+
+def run() -> None:
+    connection = context.config.attributes.get("connection")
+    if connection is not None:
+        migrate(connection)
+        return
+    settings = current_app.extensions["kytecron.settings"] if has_app_context() else default_settings()
+    engine = database.make_engine(settings)
+    with engine.connect() as connection, schema.one_at_a_time(connection):
+        migrate(connection)
+        connection.commit()  # asking for the lock has begun a transaction, which Alembic leaves open then
+    engine.dispose()
+
+
+def migrate(connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_item=render_item,
+        compare_server_default=False,
+        # SQLite cannot alter a table in place: Alembic copies it instead.
+        render_as_batch=connection.dialect.name == "sqlite",
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

@@ -1,0 +1,38 @@
+"""The schema that the migrations make is the one the models describe."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session
+
+from kytecron.store import schema
+from kytecron.store.models import Base, CronJob
+
+
+def test_models_and_migrations_agree(engine: Engine) -> None:
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_migrated_database_is_not_behind(engine: Engine) -> None:
+    assert schema.behind(engine) is None
+
+
+def test_a_row_inserted_by_hand_has_every_default(session: Session) -> None:
+    session.execute(
+        sa.text(
+            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('by hand', 'interval', 60)"
+        )
+    )
+    job = session.scalars(sa.select(CronJob)).one()
+    assert (job.enabled, job.max_retries, job.timeout_seconds, job.retry_strategy) == (
+        True,
+        3,
+        300,
+        "exponential",
+    )
+    assert job.next_run_time is None
