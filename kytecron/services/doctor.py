@@ -1,0 +1,287 @@
+"""Is everything as it should be: database, migrations, clocks, time zones, workers, leases, reference counts.
+
+Each check is one finding in plain words with what to do about it; none changes anything unless asked to repair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core.schedule import TZDATA_VERSION
+from ..store import db, figures, queries, schema
+from ..store.db import MYSQL_DIALECTS
+from ..store.models import CronWorkerRecord
+from . import lifecycle
+from .audit import Actor
+from .registry import VERSION
+from .versions import CronVersionControl
+
+Verdict = Literal["ok", "warning", "problem", "fixed"]
+
+SKEW_TOLD = timedelta(seconds=1)
+"""Leases and slots go by the database's clock. A machine's own is what its jobs see and what its logs say."""
+SKEW_BAD = timedelta(seconds=30)
+OLDEST = {"mysql": (5, 7), "mariadb": (10, 2)}
+MOST_REAPED = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found. `advice` says what to do, and is empty where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    detail: str
+    advice: str = ""
+
+
+def examine(engine: Engine, settings: Settings, actor: Actor, *, fix: bool = False) -> list[Finding]:
+    """Check everything; with `fix` repair what can be repaired: migrations, reference counts, ended leases.
+
+    What cannot be checked because something before it is broken is left out.
+    """
+    found = [_database(engine)]
+    if found[0].verdict != "problem":
+        found += _migrations(engine, fix)
+    if all(one.verdict != "problem" for one in found):
+        with db.make_sessions(engine)() as session:
+            for check in _checks(session, settings, actor, fix):
+                found += check()
+                session.rollback()
+    return found
+
+
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether there is no problem left. Warnings are none."""
+    return all(one.verdict != "problem" for one in findings)
+
+
+def _checks(
+    session: Session, settings: Settings, actor: Actor, fix: bool
+) -> Iterable[Callable[[], Iterator[Finding]]]:
+    alive = _alive(session, settings)
+    return (
+        lambda: _clock(session, alive),
+        lambda: _time_zones(alive),
+        lambda: _workers(session, alive),
+        lambda: _leases(session, fix),
+        lambda: _references(session, actor, fix),
+    )
+
+
+# -- the database --------------------------------------------------------------------------------------------
+
+
+def _database(engine: Engine) -> Finding:
+    try:
+        with engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                return _sqlite(connection)
+            return _server(connection)
+    except SQLAlchemyError as error:
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return Finding(
+            "database",
+            "problem",
+            f"{engine.url.render_as_string(hide_password=True)} does not answer: {cause}",
+            "Check KYTECRON_DATABASE_URL, and whether the server runs and lets this machine in",
+        )
+
+
+def _sqlite(connection: sa.Connection) -> Finding:
+    version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
+    place = f"SQLite {version} in {connection.engine.url.database}"
+    damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    if damage != "ok":
+        return Finding("database", "problem", f"{place} is damaged: {damage}", "Restore it from a backup")
+    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+    if mode != "wal":
+        return Finding(
+            "database",
+            "warning",
+            f"{place} has no write-ahead log (journal mode {mode}): readers and writers wait for each other",
+            "Keep it on a local disk",
+        )
+    return Finding("database", "ok", f"{place}, for the processes of one machine")
+
+
+def _server(connection: sa.Connection) -> Finding:
+    dialect: Any = connection.dialect
+    kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+    version = tuple(part for part in dialect.server_version_info if isinstance(part, int))
+    words = {"mariadb": "MariaDB", "mysql": "MySQL", "postgresql": "PostgreSQL"}
+    place = (
+        f"{words.get(kind, kind)} {'.'.join(map(str, version))} at {connection.engine.url.host or 'a socket'}"
+    )
+    oldest = OLDEST.get(kind)
+    if oldest and version < oldest:
+        wanted = ".".join(map(str, oldest))
+        return Finding("database", "problem", f"{place} is too old", f"Use {words[kind]} {wanted} or newer")
+    if dialect.name in MYSQL_DIALECTS:
+        engine = connection.exec_driver_sql(
+            "SELECT count(*) FROM information_schema.tables WHERE table_schema = database() AND engine <> 'InnoDB'"
+        ).scalar_one()
+        if engine:
+            advice = "Convert them: ALTER TABLE ... ENGINE = InnoDB"
+            return Finding(
+                "database", "problem", f"{place}: {_number(engine, 'table')} without transactions", advice
+            )
+    return Finding("database", "ok", place)
+
+
+def _migrations(engine: Engine, fix: bool) -> Iterator[Finding]:
+    problem = schema.behind(engine)
+    if problem is None:
+        yield Finding("migrations", "ok", "The tables are those of this version")
+    elif fix:
+        schema.upgrade(engine)
+        yield Finding("migrations", "fixed", "The database was brought to the newest migration")
+    else:
+        detail, _, advice = problem.partition(". ")
+        yield Finding("migrations", "problem", detail, advice)
+
+
+# -- clocks and time zones -----------------------------------------------------------------------------------
+
+
+def _clock(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    skew, uncertainty = measure_skew(session)
+    yield _skewed("clock", "This machine's clock", skew, uncertainty)
+    for worker in alive:
+        yield _skewed(
+            "clock", f"The clock of worker {worker.worker_id}", timedelta(milliseconds=worker.clock_skew_ms)
+        )
+
+
+def measure_skew(session: Session) -> tuple[timedelta, timedelta]:
+    """How far this machine's clock is ahead of the database's, and how far that may be wrong."""
+    tries: list[tuple[timedelta, timedelta]] = []
+    for _ in range(3):
+        before = time.monotonic()
+        theirs = db.now(session)
+        ours = datetime.now(UTC)
+        uncertainty = timedelta(seconds=time.monotonic() - before)
+        tries.append((uncertainty, ours - theirs))
+    uncertainty, skew = min(tries)  # the quickest answer says most
+    return skew - uncertainty / 2, uncertainty / 2
+
+
+def _skewed(check: str, whose: str, skew: timedelta, uncertainty: timedelta = timedelta(0)) -> Finding:
+    beyond = abs(skew) - uncertainty
+    if beyond < SKEW_TOLD:
+        return Finding(check, "ok", f"{whose} goes with the database's")
+    direction = "ahead of" if skew > timedelta(0) else "behind"
+    return Finding(
+        check,
+        "problem" if beyond >= SKEW_BAD else "warning",
+        f"{whose} is {abs(skew).total_seconds():.1f} s {direction} the database's",
+        "Let chrony or systemd-timesyncd keep the clocks together; runs are on time by the database's clock",
+    )
+
+
+def _time_zones(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    others = sorted({worker.tzdata for worker in alive if worker.tzdata} - {TZDATA_VERSION})
+    if not others:
+        yield Finding("tzdata", "ok", f"Time zones are those of tzdata {TZDATA_VERSION} everywhere")
+        return
+    yield Finding(
+        "tzdata",
+        "problem",
+        f"This machine has tzdata {TZDATA_VERSION}, workers have {', '.join(others)}: "
+        "one slot can come at two different times",
+        "Install the same requirements.txt everywhere, then restart the workers",
+    )
+
+
+# -- workers and leases --------------------------------------------------------------------------------------
+
+
+def _alive(session: Session, settings: Settings) -> list[CronWorkerRecord]:
+    now = db.now(session)
+    known = queries.workers(session, now - timedelta(seconds=settings.lease_seconds))
+    return [one for one in known if queries.worker_state(one, now, settings.lease_seconds) != "stopped"]
+
+
+def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    overdue = figures.counters(session, db.now(session)).overdue
+    if not alive:
+        waiting = f" and {_number(overdue, 'run')} overdue" if overdue else ""
+        verdict: Verdict = "problem" if overdue else "warning"
+        yield Finding("workers", verdict, f"No worker is alive{waiting}", "Start one: python worker.py")
+        return
+    old = sorted({worker.version for worker in alive} - {VERSION})
+    if old:
+        detail = f"Some workers run version {', '.join(old)}; this is {VERSION}"
+        yield Finding("workers", "warning", detail, "Restart them after an upgrade")
+    elif overdue:
+        yield Finding(
+            "workers",
+            "warning",
+            f"{_number(len(alive), 'worker')} alive, and {_number(overdue, 'run')} due for more than a minute",
+            "Start more workers or raise KYTECRON_CONCURRENCY; a job with a worker_tag needs a worker with that tag",
+        )
+    else:
+        yield Finding("workers", "ok", f"{_number(len(alive), 'worker')} alive")
+
+
+def _leases(session: Session, fix: bool) -> Iterator[Finding]:
+    stale = figures.counters(session, db.now(session)).stale_locks
+    if not stale:
+        yield Finding("leases", "ok", "No run is held under a lease that has ended")
+    elif fix:
+        yield Finding(
+            "leases", "fixed", f"{_number(_reap(session), 'run')} ended as lost; the retry rule applies"
+        )
+    else:
+        yield Finding(
+            "leases",
+            "problem",
+            f"{_number(stale, 'run')} held under a lease that has ended: the workers vanished",
+            "Any living worker ends them within seconds; without one, --fix does",
+        )
+
+
+def _reap(session: Session) -> int:
+    total = 0
+    while total < MOST_REAPED and (ended := lifecycle.reap(session)):
+        total += len(ended)
+    return total
+
+
+# -- versions ------------------------------------------------------------------------------------------------
+
+
+def _references(session: Session, actor: Actor, fix: bool) -> Iterator[Finding]:
+    control = CronVersionControl(session, actor)
+    wrong = control.repair_references() if fix else control.check_references()
+    if not wrong:
+        yield Finding("references", "ok", "Every stored source counts the versions that point at it")
+    elif fix:
+        yield Finding("references", "fixed", f"{_number(len(wrong), 'reference count')} set right")
+    else:
+        first = wrong[0]
+        yield Finding(
+            "references",
+            "problem",
+            f"{_number(len(wrong), 'reference count')} wrong, such as {first.content_hash[:12]}: "
+            f"{first.recorded} recorded, {first.counted} counted",
+            "Repair with --fix",
+        )
+    orphaned = control.orphaned()
+    if orphaned:
+        detail = f"{_number(len(orphaned), 'stored source')} without a version, left by changes made by hand"
+        yield Finding("references", "warning", detail)
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

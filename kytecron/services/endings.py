@@ -1,0 +1,440 @@
+"""How an execution ends and what follows from it: the one place that writes final states.
+
+`end` takes rows that the caller has locked, as their jobs are, and writes in the caller's transaction: final
+state, output, retry or dead letter, counters, messages. Then the jobs whose chains ended release what they held up
+and start the children that they trigger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..core import retry
+from ..core.dependencies import Ready, Skip, Waiting
+from ..core.states import UNSUCCESSFUL, Origin, Outcome, Status
+from ..core.statistics import bucket
+from ..store import claims, db
+from ..store.claims import JOB
+from ..store.models import CronJobDailyStat
+from . import audit, notify, slots
+from .slots import DEPENDENCY
+
+log = logging.getLogger(__name__)
+
+STAT: Any = CronJobDailyStat.__table__
+
+LETTERS = {
+    Status.COMPLETED: "c",
+    Status.FAILED: "f",
+    Status.TIMEOUT: "t",
+    Status.LOST: "l",
+    Status.CANCELLED: "x",
+    Status.SKIPPED: "s",
+}
+"""How `CronJob.recent_results` writes an ending."""
+
+INLINE_OUTPUT = 262_144
+"""Characters of output that may stand in the execution's own row; more goes to CronJobOutput in pieces."""
+TAIL_SEQ = 1_000_000
+"""Where the pieces of the last half are numbered from; those of the first half stay below."""
+KEPT_STACK = 100_000
+
+
+def end(session: Session, jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]) -> None:
+    """Write the endings of locked rows, whose jobs (`jobs`, by id) are locked too."""
+    if not ended:
+        return
+    now = db.now(session)
+    tallies = {job_id: _Tally(job) for job_id, job in jobs.items()}
+    retries: list[dict[str, Any]] = []
+    for row, outcome in ended:
+        _store_output(session, row.id, outcome)
+        tally = tallies.get(row.cron_job)
+        if tally is None:  # a row of the job was removed by hand; its runs still end
+            continue
+        decision = _decide(tally.job, row, outcome, now)
+        if isinstance(decision, retry.RetryAt):
+            retries.append(_retry_row(row, decision.when))
+            if decision.note:
+                log.warning("job %s: %s", row.cron_job, decision.note)
+        tally.add(row, outcome, decision, now)
+    claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
+    claims.insert_slots(session, retries)
+    touched = [tally for tally in tallies.values() if tally.counts]
+    claims.update_jobs(session, [tally.row(now) for tally in touched])
+    roll_up(session, now, {tally.job.id: (tally.counts, tally.durations) for tally in touched})
+    for tally in touched:
+        tally.save_rest(session, now)
+    # Most jobs neither hold anything up nor have children: they are spared the look.
+    followed = {row.cron_job for row, _ in ended if row.has_children or row.has_held}
+    after_endings(
+        session, [tally.job.id for tally in touched if tally.chain_ended and tally.job.id in followed], now
+    )
+
+
+def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decision:
+    policy = retry.Policy(
+        job.retry_strategy, job.max_retries, job.retry_delay_seconds, job.retry_max_delay_seconds
+    )
+    decision = retry.decide(policy, row.retry_count, outcome, now)
+    gone = job.deleted_at is not None or job.in_dead_letter_queue or _was_disabled_by_person(job)
+    # Asked to stop: it may have failed or vanished first, but nobody wants it again.
+    gone = gone or row.cancel_reason is not None
+    return retry.Done() if gone and not isinstance(decision, retry.Done) else decision
+
+
+def _was_disabled_by_person(job: Any) -> bool:
+    # A job that disabled itself with its last slot (max_runs, ends_at) still owes that slot its retries.
+    return not job.enabled and not slots.ended_by_itself(job)
+
+
+def _final_values(row: Any, outcome: Outcome, now: datetime) -> dict[str, Any]:
+    return {
+        "status": outcome.status,
+        "completed_at": now,
+        "due_time": row.due_time or row.scheduled_time,
+        "waiting_for": None,
+        "waiting_until": None,
+        "duration_ms": outcome.duration_ms,
+        "cpu_ms": outcome.cpu_ms,
+        "memory_peak_mb": outcome.memory_peak_mb,
+        "exit_code": outcome.exit_code,
+        "error": outcome.error[:2000] if outcome.error else None,
+        "stack_trace": outcome.stack_trace[-KEPT_STACK:] if outcome.stack_trace else None,
+        "result": outcome.result,
+        "skipped_reason": outcome.skipped_reason[:500] if outcome.skipped_reason else None,
+        "output": outcome.output if 0 < len(outcome.output) <= INLINE_OUTPUT else None,
+        "output_bytes": outcome.output_bytes or row.output_bytes,
+    }
+
+
+def _store_output(session: Session, execution_id: int, outcome: Outcome) -> None:
+    if outcome.output_replaces_tail:
+        claims.drop_live_tail(session, execution_id)
+    if len(outcome.output) > INLINE_OUTPUT:
+        starts = range(0, len(outcome.output), INLINE_OUTPUT)
+        claims.append_output(
+            session,
+            [
+                {
+                    "execution": execution_id,
+                    "seq": TAIL_SEQ + number,
+                    "text": outcome.output[start : start + INLINE_OUTPUT],
+                    "is_tail": False,
+                }
+                for number, start in enumerate(starts)
+            ],
+        )
+
+
+def _retry_row(row: Any, when: datetime) -> dict[str, Any]:
+    return claims.new_run(
+        cron_job=row.cron_job,
+        scheduled_time=row.scheduled_time,
+        rerun=row.rerun,
+        retry_count=row.retry_count + 1,
+        is_retry=True,
+        parent_execution=row.id,
+        origin=row.origin,
+        due_time=when,
+        queue_time=claims.queue_time(when, row.priority),
+        priority=row.priority,
+        worker_tag=row.worker_tag,
+        parameters=row.parameters,
+        parents_used=row.parents_used,
+        note=row.note,
+        triggered_by=row.triggered_by,
+        requested_version=row.requested_version,
+    )
+
+
+class _Tally:
+    """What endings in this transaction mean for one job: counters, dead letter, messages."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+        self.values: dict[str, Any] = {}
+        self.counts: dict[Status, int] = {}
+        self.durations: list[int] = []
+        self.messages: list[notify.SettledEvent] = []
+        self.chain_ended = False
+        self.dead_letter: str | None = None
+        self.state: dict[str, Any] | None = None
+
+    def _get(self, name: str) -> Any:
+        return self.values.get(name, getattr(self.job, name))
+
+    def add(self, row: Any, outcome: Outcome, decision: retry.Decision, now: datetime) -> None:
+        self.counts[outcome.status] = self.counts.get(outcome.status, 0) + 1
+        if not isinstance(decision, retry.RetryAt):
+            self.chain_ended = True
+        if row.status == Status.RUNNING:
+            self._count_run(row, outcome, now)
+        recovered_after = self._follow_failures(outcome, now)
+        gives_up = isinstance(decision, retry.DeadLetter) and self.dead_letter is None
+        if isinstance(decision, retry.DeadLetter) and gives_up:
+            self._give_up(decision.reason, now)
+        if outcome.status is Status.COMPLETED:
+            self._succeed(row, outcome, now)
+        if outcome.status in UNSUCCESSFUL or recovered_after is not None:
+            self.messages.append(
+                notify.SettledEvent(
+                    job=self.job,
+                    execution_id=row.id,
+                    status=outcome.status,
+                    error=outcome.error,
+                    attempt=row.retry_count,
+                    version=row.version,
+                    consecutive_failures=self._get("consecutive_failures"),
+                    dead_letter_reason=self.dead_letter if gives_up else None,
+                    recovered_after=recovered_after,
+                    ended_at=now,
+                    output_tail=outcome.output[-2000:],
+                )
+            )
+
+    def _count_run(self, row: Any, outcome: Outcome, now: datetime) -> None:
+        counters = {
+            "runs_total": 1,
+            "runs_completed": outcome.status is Status.COMPLETED,
+            "runs_failed": outcome.status in (Status.FAILED, Status.LOST),
+            "runs_timeout": outcome.status is Status.TIMEOUT,
+            "duration_total_ms": outcome.duration_ms or 0,
+        }
+        for name, amount in counters.items():
+            self.values[name] = self._get(name) + int(amount)
+        if outcome.duration_ms is not None:
+            self.durations.append(outcome.duration_ms)
+        letters = self._get("recent_results") + LETTERS[outcome.status]
+        self.values |= {
+            "recent_results": letters[-30:],
+            "last_execution": row.id,
+            "last_status": outcome.status,
+            "last_run_at": row.started_at or now,
+        }
+
+    def _follow_failures(self, outcome: Outcome, now: datetime) -> timedelta | None:
+        """Count failures in a row; after a success, how long the job was failing."""
+        if outcome.status in UNSUCCESSFUL and not outcome.interrupted:
+            self.values["consecutive_failures"] = self._get("consecutive_failures") + 1
+            self.values["failing_since"] = self._get("failing_since") or now
+        elif outcome.status is Status.COMPLETED and self._get("consecutive_failures"):
+            since = self._get("failing_since")
+            self.values |= {"consecutive_failures": 0, "failing_since": None}
+            return now - since if since else timedelta(0)
+        return None
+
+    def _give_up(self, reason: str, now: datetime) -> None:
+        self.dead_letter = reason
+        self.values |= {
+            "enabled": False,
+            "disabled_reason": "in the dead letter queue",
+            "next_run_time": None,
+            "in_dead_letter_queue": True,
+            "dead_letter_reason": reason,
+            "dead_letter_since": now,
+        }
+
+    def _succeed(self, row: Any, outcome: Outcome, now: datetime) -> None:
+        self.values |= {"last_success_at": now, "last_success_version": row.version}
+        if outcome.state is not None:
+            self.state = outcome.state
+
+    def row(self, now: datetime) -> dict[str, Any]:
+        """The job's AFTER_ENDING columns as they are to be."""
+        self.values |= self._next_after_completion(now)
+        return {"job_id": self.job.id, **{name: self._get(name) for name in claims.AFTER_ENDING}}
+
+    def save_rest(self, session: Session, now: datetime) -> None:
+        """What few endings bring: state, messages, the dead letter."""
+        if self.state is not None:
+            claims.update_job(session, self.job.id, {"state": self.state})
+        for message in self.messages:
+            notify.on_settled(session, message)
+        if self.dead_letter is not None:
+            end_all_pending(session, self.job.id, "the job went to the dead letter queue", now)
+            audit.record(
+                session,
+                audit.WORKER,
+                "dead_letter",
+                ("job", self.job.id),
+                name=self.job.name,
+                after={"reason": self.dead_letter},
+            )
+
+    def _next_after_completion(self, now: datetime) -> dict[str, Any]:
+        """The next slot of an interval that counts from the end of the last run."""
+        counts_from_end = self.job.schedule_type == "interval" and self.job.interval_anchor == "completion"
+        if not counts_from_end or not self.chain_ended or not self._get("enabled"):
+            return {}
+        return {"next_run_time": slots.plan_after_completion(self.job, now)}
+
+
+_STATS_OF_DAY = sa.select(STAT).where(STAT.c.cron_job.in_(claims.IDS), STAT.c.day == sa.bindparam("day"))
+_STAT_COLUMNS = (*(str(status) for status in LETTERS), "duration_ms", "durations")
+_UPDATE_STATS = (
+    sa.update(STAT)
+    .where(STAT.c.cron_job == sa.bindparam("stat_job"), STAT.c.day == sa.bindparam("stat_day"))
+    .values({name: sa.bindparam(name) for name in _STAT_COLUMNS})
+)
+
+
+def roll_up(
+    session: Session, now: datetime, endings: Mapping[int, tuple[Mapping[Status, int], Sequence[int]]]
+) -> None:
+    """Add endings to the jobs' rows of the day: counts by status, and durations in milliseconds.
+
+    The jobs' rows are locked, so nobody else writes these meanwhile.
+    """
+    if not endings:
+        return
+    connection, day = session.connection(), now.date()
+    known = {
+        row.cron_job: row for row in connection.execute(_STATS_OF_DAY, {"ids": list(endings), "day": day})
+    }
+    new, changed = [], []
+    for job_id, (counts, durations) in endings.items():
+        values = _added(known.get(job_id), counts, durations)
+        if job_id in known:
+            changed.append({"stat_job": job_id, "stat_day": day, **values})
+        else:
+            new.append({"cron_job": job_id, "day": day, **values})
+    if new:
+        connection.execute(sa.insert(STAT), new)
+    if changed:
+        connection.execute(_UPDATE_STATS, changed)
+
+
+def _added(row: Any, counts: Mapping[Status, int], durations: Sequence[int]) -> dict[str, Any]:
+    """The columns of a day's row after some endings."""
+    values = {str(status): (getattr(row, status) if row else 0) + counts.get(status, 0) for status in LETTERS}
+    histogram = dict(row.durations or {}) if row else {}
+    for duration in durations:
+        histogram[bucket(duration)] = histogram.get(bucket(duration), 0) + 1
+    total = (row.duration_ms if row else 0) + sum(durations)
+    return {**values, "duration_ms": total, "durations": histogram}
+
+
+# -- pending runs --------------------------------------------------------------------------------------------
+
+
+def end_pending(session: Session, job_id: int, ids: Collection[int], outcome: Outcome, now: datetime) -> int:
+    """End those of a locked job's runs that are still pending; returns how many. No chain's end is announced."""
+    rows = [row for row in claims.lock_runs(session, ids).values() if row.status == Status.PENDING]
+    claims.finish(session, [(row, _final_values(row, outcome, now)) for row in rows])
+    if rows:
+        roll_up(session, now, {job_id: ({outcome.status: len(rows)}, [])})
+    return len(rows)
+
+
+def end_all_pending(session: Session, job_id: int, reason: str, now: datetime) -> int:
+    """Cancel all that a locked job has pending; returns how many."""
+    waiting = [run.id for run in claims.active_runs(session, [job_id]) if run.status == Status.PENDING]
+    return end_pending(session, job_id, waiting, Outcome(Status.CANCELLED, error=reason), now)
+
+
+def make_room(session: Session, job_id: int, active: Sequence[Any], now: datetime) -> None:
+    """Let a new run replace active ones: pending ones are called off, running ones asked to stop."""
+    reason = "replaced by a newer run (overlap_policy replace)"
+    for run in active:
+        if run.status == Status.RUNNING:
+            claims.ask_to_cancel(session, run.id, reason)
+    pending = [run.id for run in active if run.status == Status.PENDING]
+    end_pending(session, job_id, pending, Outcome(Status.CANCELLED, error=reason), now)
+
+
+def count_skips(session: Session, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
+    """Roll up rows that were inserted as skipped."""
+    skips = Counter(row["cron_job"] for row in rows if row["status"] == Status.SKIPPED)
+    roll_up(session, now, {job_id: ({Status.SKIPPED: count}, []) for job_id, count in sorted(skips.items())})
+
+
+# -- what a chain's end sets free ----------------------------------------------------------------------------
+
+
+_CHILDREN = (
+    sa.select(DEPENDENCY.c.cron_job, JOB.c.dependency_mode)
+    .join(JOB, JOB.c.id == DEPENDENCY.c.cron_job)
+    .where(DEPENDENCY.c.parent.in_(claims.IDS), JOB.c.enabled.is_(True))
+    .distinct()
+)
+
+
+def after_endings(session: Session, job_ids: Collection[int], now: datetime) -> None:
+    """Chains of these jobs have ended: release what they held up and start the children that they trigger."""
+    if not job_ids:
+        return
+    children = session.connection().execute(_CHILDREN, {"ids": list(job_ids)}).all()
+    gated = [row.cron_job for row in children if row.dependency_mode != "trigger"]
+    look_at_held(session, {*job_ids, *gated}, now)
+    for child in sorted(row.cron_job for row in children if row.dependency_mode == "trigger"):
+        _trigger_child(session, child, now)
+
+
+def look_at_held(session: Session, job_ids: Collection[int], now: datetime) -> int:
+    """Release or skip those held runs of some jobs that need not wait any longer; returns how many."""
+    runs = claims.active_runs(session, job_ids) if job_ids else []
+    waiting_jobs = {run.cron_job for run in runs if run.due_time is None and run.status == Status.PENDING}
+    if not waiting_jobs:
+        return 0
+    jobs = claims.lock_jobs(session, waiting_jobs)
+    # Again, under the locks: somebody may have been here in between.
+    runs = claims.active_runs(session, waiting_jobs)
+    moved = 0
+    for job_id in sorted(jobs):
+        moved += _release_one(session, jobs[job_id], [run for run in runs if run.cron_job == job_id], now)
+    return moved
+
+
+def _release_one(session: Session, job: Any, runs: Sequence[Any], now: datetime) -> int:
+    held = sorted(
+        (run for run in runs if run.due_time is None), key=lambda run: (slots.waits_in_backfill(run), run.id)
+    )
+    going = [run for run in runs if run.due_time is not None]
+    moved = 0
+    for run in held:
+        gate = slots.gate(session, job, run, now)
+        if isinstance(gate, Skip):
+            end_pending(session, job.id, [run.id], Outcome(Status.SKIPPED, skipped_reason=gate.reason), now)
+            moved += 1
+        elif isinstance(gate, Waiting):
+            claims.still_waits_for(session, run.id, gate.for_)
+            going.append(run)  # what was scheduled first starts first
+        elif job.overlap_policy != "allow" and going:
+            claims.still_waits_for(session, run.id, _turn(run, going[0]))
+        else:
+            moved += claims.release(session, run.id, now, run.priority, list(gate.used) if gate else None)
+            going.append(run)
+    return moved
+
+
+def _turn(run: Any, before: Any) -> str:
+    return (
+        f"{slots.BACKFILL_WAITS}, after execution {before.id}"
+        if run.origin == Origin.BACKFILL
+        else f"execution {before.id}"
+    )
+
+
+def _trigger_child(session: Session, child_id: int, now: datetime) -> None:
+    job = claims.lock_jobs(session, [child_id]).get(child_id)
+    if job is None or not job.enabled or job.deleted_at is not None:
+        return
+    ready = slots.ready_to_trigger(session, child_id, now)
+    if not isinstance(ready, Ready):
+        return
+    around = slots.Surroundings(session, [child_id])
+    row = around.place(job, now, now, Origin.TRIGGER)
+    claims.insert_slots(session, [row | {"parents_used": list(ready.used)}])
+    count_skips(session, [row], now)
+    for active in around.replaced.values():
+        make_room(session, child_id, active, now)
+    if row["waiting_for"]:
+        look_at_held(session, [child_id], now)

@@ -1,0 +1,609 @@
+"""The way of a run, each step one transaction on the database's clock.
+
+    enqueue_due -> claim -> (append_output, renew)* -> settle
+    a vanished worker: reap, which settles with LOST; a pending run called off: cancel
+
+Every step locks jobs first and executions second. What an ending means stands in `endings`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..core.errors import Conflict, Invalid, NotFound
+from ..core.jobspec import check_parameters
+from ..core.schedule import due_slots, misfire, next_slot
+from ..core.states import ACTIVE, Claim, Origin, Outcome, Status
+from ..store import claims, db
+from ..store.db import transactional
+from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion
+from . import audit, endings, slots
+from .audit import Actor
+
+log = logging.getLogger(__name__)
+
+REAP_BATCH = 100
+
+
+def plan(job: CronJob, after: datetime) -> datetime | None:
+    """The first slot of a job later than `after`; None for a manual job and where none will come. Raises Invalid."""
+    return slots.plan(job, after)
+
+
+# -- what is there to do ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a worker sees when it looks for work. Times are on the database's clock."""
+
+    now: datetime
+    run_due: datetime | None
+    slot_due: datetime | None
+    cancels: dict[int, str]
+    """Runs of this worker that somebody asked to stop, with the reason."""
+
+
+def look(session: Session, worker_id: str, *, holds_runs: bool) -> Look:
+    """When the next pending run and the next slot are due, and which runs are to be stopped. Reads a few index rows."""
+    now = db.now(session)
+    run_due, slot_due = claims.next_instants(session)
+    cancels = claims.cancel_requests(session, worker_id) if holds_runs else {}
+    return Look(now, run_due, slot_due, cancels)
+
+
+def irregularities(session: Session) -> claims.Irregularities:
+    """What needs `reap`, `release_waiting` or `adopt`. Reads only."""
+    return claims.irregularities(session, db.now(session))
+
+
+# -- due slots become executions -----------------------------------------------------------------------------
+
+
+@transactional
+def enqueue_due(session: Session, limit: int = 100) -> int:
+    """Put the due slots of up to `limit` jobs into the ledger and move the jobs on; returns how many jobs.
+
+    Each due slot becomes exactly one row, also when it will not run. A job whose row makes no sense is disabled
+    with the reason, and the others go on.
+    """
+    now = db.now(session)
+    jobs = claims.lock_due_jobs(session, now, limit)
+    if jobs:
+        _enqueue(session, jobs, now)
+    return len(jobs)
+
+
+@transactional
+def enqueue_due_of(session: Session, job_id: int) -> None:
+    """Put the due slots of one job into the ledger, before an edit takes the settings away that they are due by."""
+    now = db.now(session)
+    jobs = claims.lock_jobs(session, [job_id]).values()
+    due = [job for job in jobs if job.enabled and job.next_run_time is not None and job.next_run_time <= now]
+    if due:
+        _enqueue(session, due, now)
+
+
+def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
+    around = slots.Surroundings(session, [job.id for job in jobs])
+    rows: list[dict[str, Any]] = []
+    next_times: dict[int, datetime | None] = {}
+    for job in jobs:
+        try:
+            made, following, changes = _enqueue_job(around, job, now)
+        except Exception as error:  # bad rows never stop the worker
+            log.warning("job %s cannot be scheduled: %s", job.id, error)
+            _disable(session, job, f"cannot be scheduled: {error}")
+            continue
+        rows += made
+        if changes:
+            claims.update_job(session, job.id, {**changes, "next_run_time": following})
+        else:
+            next_times[job.id] = following
+    claims.insert_slots(session, rows)
+    if next_times and claims.move_next_run_times(session, now, next_times) != len(next_times):
+        raise RuntimeError("a locked job changed under its lock")
+    endings.count_skips(session, rows, now)
+    for job_id, active in around.replaced.items():
+        endings.make_room(session, job_id, active, now)
+    endings.look_at_held(session, {row["cron_job"] for row in rows if row["waiting_for"]}, now)
+
+
+def _enqueue_job(
+    around: slots.Surroundings, job: Any, now: datetime
+) -> tuple[list[dict[str, Any]], datetime | None, dict[str, Any]]:
+    """Rows for one job's due slots, its next slot, and what else changes in its row."""
+    schedule = slots.schedule_of(job)
+    due = due_slots(schedule, job.next_run_time, now, ends_at=job.ends_at)
+    chosen = misfire(job.misfire_policy, due, now, job.misfire_grace_seconds)
+    rows = [slots.skipped(job, slot, reason, now) for slot, reason in chosen.skip]
+    placed = _place(around, job, chosen.run, now)
+    rows += placed
+    changes: dict[str, Any] = {}
+    following = (
+        None if slots.counts_from_completion(job) else next_slot(schedule, now, job.starts_at, job.ends_at)
+    )
+    if job.max_runs is not None:
+        changes["runs_scheduled"] = job.runs_scheduled + sum(map(_uses_up_a_run, placed))
+        if changes["runs_scheduled"] >= job.max_runs:
+            return rows, None, changes | {"enabled": False, "disabled_reason": slots.ENDED_REASONS[1]}
+    if following is None and not slots.counts_from_completion(job):
+        changes |= {"enabled": False, "disabled_reason": slots.ENDED_REASONS[0]}
+    return rows, following, changes
+
+
+def _place(
+    around: slots.Surroundings, job: Any, chosen: Sequence[datetime], now: datetime
+) -> list[dict[str, Any]]:
+    """Rows for the slots that are to run, as many as `max_runs` leaves."""
+    left = len(chosen) if job.max_runs is None else job.max_runs - job.runs_scheduled
+    placed: list[dict[str, Any]] = []
+    for slot in chosen:
+        if left <= 0:
+            break
+        placed.append(around.place(job, slot, now))
+        left -= _uses_up_a_run(placed[-1])
+    return placed
+
+
+def _uses_up_a_run(row: Mapping[str, Any]) -> bool:
+    # What the overlap policy skips does not: a job with max_runs = 1 still owes its one.
+    return bool(row["status"] == Status.PENDING)
+
+
+@transactional
+def adopt(session: Session, limit: int = 100) -> int:
+    """Give a next slot to enabled jobs that have none, such as rows inserted or changed by hand in SQL."""
+    now = db.now(session)
+    jobs = claims.jobs_without_slot(session, limit)
+    busy = {run.cron_job for run in claims.active_runs(session, [job.id for job in jobs])} if jobs else set()
+    adopted = 0
+    for job in jobs:
+        if slots.counts_from_completion(job) and job.id in busy:
+            continue  # the end of its run will set it
+        adopted += 1
+        values: dict[str, Any] = {}
+        if job.schedule_type == "interval" and job.schedule_anchor is None:
+            values["schedule_anchor"] = now
+        try:
+            following = slots.first_slot(job, now, values.get("schedule_anchor"))
+        except Invalid as error:
+            _disable(session, job, f"cannot be scheduled: {error}")
+            continue
+        if following is None:
+            _disable(session, job, slots.ENDED_REASONS[0])
+            continue
+        claims.update_job(session, job.id, {**values, "next_run_time": following})
+    return adopted
+
+
+def _disable(session: Session, job: Any, reason: str) -> None:
+    claims.update_job(
+        session, job.id, {"enabled": False, "disabled_reason": reason[:500], "next_run_time": None}
+    )
+    audit.record(
+        session, audit.WORKER, "disable", ("job", job.id), name=job.name, after={"reason": reason[:500]}
+    )
+
+
+# -- claim ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """A run this worker now holds, with what it needs to start."""
+
+    claim: Claim
+    job_name: str
+    version: int | None
+    content_hash: str | None
+    """Of the version's code; None for a job without code."""
+    has_secrets: bool
+    parameters: dict[str, Any]
+    state: dict[str, Any]
+    scheduled_time: datetime
+    due_time: datetime
+    previous_status: str | None
+    timeout_seconds: int
+    memory_limit_mb: int | None
+    cpu_limit_seconds: int | None
+    continues_without_contact: bool
+
+
+@transactional
+def claim(
+    session: Session, worker_id: str, tags: Collection[str], limit: int, lease_seconds: float
+) -> list[ClaimedRun]:
+    """Take up to `limit` due runs under a lease of `lease_seconds`, most urgent first."""
+    now = db.now(session)
+    rows = claims.take(session, worker_id, tags, limit, now, now + timedelta(seconds=lease_seconds))
+    return [_claimed(row, worker_id) for row in rows]
+
+
+def held(session: Session, worker_id: str) -> list[ClaimedRun]:
+    """Runs that the database says this worker holds: to be compared with what it knows after a lost COMMIT."""
+    return [_claimed(row, worker_id) for row in claims.runs_held_by(session, worker_id)]
+
+
+def _claimed(row: Any, worker_id: str) -> ClaimedRun:
+    return ClaimedRun(
+        claim=Claim(row.id, row.cron_job, worker_id, row.retry_count),
+        job_name=row.name or "",
+        version=row.run_version,
+        content_hash=row.content_hash,
+        has_secrets=bool(row.has_secrets),
+        parameters={**(row.job_parameters or {}), **(row.parameters or {})},
+        state=row.state or {},
+        scheduled_time=row.scheduled_time,
+        due_time=row.due_time or row.scheduled_time,
+        previous_status=row.previous_status,
+        timeout_seconds=row.timeout_seconds or 300,
+        memory_limit_mb=row.memory_limit_mb,
+        cpu_limit_seconds=row.cpu_limit_seconds,
+        continues_without_contact=row.on_lost_contact == "continue",
+    )
+
+
+# -- while it runs -------------------------------------------------------------------------------------------
+
+
+@transactional
+def renew(
+    session: Session,
+    worker_id: str,
+    held_ids: Collection[int],
+    revivable: Collection[int],
+    lease_seconds: float,
+) -> dict[int, str | None]:
+    """Extend the leases of `held_ids`; returns those still held, each with a reason to cancel it or None.
+
+    What is missing from the answer is no longer this worker's: kill it and write nothing. `revivable` are runs
+    whose job goes on without contact (`on_lost_contact = continue`): their lease may have ended meanwhile,
+    as long as nobody took them over.
+    """
+    now = db.now(session)
+    until = now + timedelta(seconds=lease_seconds)
+    return claims.extend(session, worker_id, held_ids, revivable, now, until)
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a running job has said since the last time: output in pieces, how far it is."""
+
+    claim: Claim
+    pieces: list[tuple[int, str, bool]] = field(default_factory=list)
+    """(seq, text, whether it is only shown while the run goes on)"""
+    output_bytes: int | None = None
+    percent: float | None = None
+    note: str | None = None
+
+
+@transactional
+def append_output(session: Session, reports: Sequence[Progress]) -> set[int]:
+    """Store output and progress of running jobs; returns the executions that are no longer held as claimed."""
+    rows = claims.lock_held(session, [report.claim for report in reports])
+    pieces: list[dict[str, Any]] = []
+    for report in reports:
+        execution = report.claim.execution_id
+        if execution not in rows:
+            continue
+        pieces += [
+            {"execution": execution, "seq": seq, "text": text, "is_tail": is_tail}
+            for seq, text, is_tail in report.pieces
+        ]
+        if values := _progress_values(report):
+            claims.note_progress(session, execution, values)
+    claims.append_output(session, pieces)
+    return {report.claim.execution_id for report in reports} - rows.keys()
+
+
+def _progress_values(report: Progress) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    if report.output_bytes is not None:
+        values["output_bytes"] = report.output_bytes
+    if report.percent is not None:
+        values |= {"progress_percent": report.percent, "progress_note": (report.note or "")[:500]}
+    return values
+
+
+# -- the ending ----------------------------------------------------------------------------------------------
+
+
+@transactional
+def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> set[int]:
+    """End runs that are held as claimed: final state, retry or dead letter, dependants, counters, messages.
+
+    Returns the executions that were ended. The others are no longer the caller's: their results are dropped.
+    """
+    jobs = claims.lock_jobs(session, (claim.job_id for claim, _ in ended))
+    rows = claims.lock_held(session, [claim for claim, _ in ended])
+    ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
+    endings.end(session, jobs, ours)
+    return rows.keys() & {c.execution_id for c, _ in ended}
+
+
+@transactional
+def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
+    """Mark runs lost whose lease has ended, or whose worker is known to be gone, and apply the retry rule.
+
+    Runs of a job that somebody has locked are left for the next time.
+    """
+    now = db.now(session)
+    vanished = dict.fromkeys(
+        claims.expired(session, now, REAP_BATCH), "its worker's lease ended without renewal"
+    )
+    if gone_workers:
+        for claim in claims.held_by(session, gone_workers, REAP_BATCH):
+            vanished[claim] = "its worker's process is gone"
+    if not vanished:
+        return []
+    jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
+    # Read again under lock: the worker may have renewed or finished since.
+    rows = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
+    ours = [
+        (rows[claim.execution_id], Outcome(Status.LOST, error=f"worker {claim.locked_by} vanished: {reason}"))
+        for claim, reason in vanished.items()
+        if claim.execution_id in rows
+        and (claim.locked_by in gone_workers or rows[claim.execution_id].locked_until < now)
+    ]
+    endings.end(session, jobs, ours)
+    return [row.id for row, _ in ours]
+
+
+# -- asked for by people (and jobs) --------------------------------------------------------------------------
+
+
+@transactional
+def trigger(
+    session: Session,
+    job_id: int,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    note: str = "",
+    version: int | None = None,
+    actor: Actor,
+    origin: Origin = Origin.MANUAL,
+) -> CronJobExecution:
+    """Make a run that is due now.
+
+    Raises NotFound; Conflict for a disabled or dead-lettered job, and where the overlap policy forbids a second
+    run; Invalid for parameters that are not a JSON object.
+    """
+    job = _runnable_job(session, job_id)
+    try:
+        checked = check_parameters(dict(parameters)) if parameters else None
+    except ValueError as error:
+        raise Invalid({"parameters": f"parameters: {error}"}) from None
+    if version is not None:
+        _require_version(session, job_id, version)
+    execution_id = _insert_asked_for(
+        session, job, origin, parameters=checked, note=note, version=version, triggered_by=actor.name
+    )
+    audit.record(
+        session,
+        actor,
+        "trigger",
+        ("job", job_id),
+        name=job.name,
+        after={"execution": execution_id, "note": note},
+    )
+    return _read(session, execution_id)
+
+
+@transactional
+def rerun(
+    session: Session, execution_id: int, actor: Actor, *, same_version: bool = False
+) -> CronJobExecution:
+    """Run an ended execution's slot again, with its parameters, on the current version or on the one it had."""
+    earlier = _read(session, execution_id)
+    if earlier.status in ACTIVE:
+        raise Conflict(f"Execution {execution_id} is {earlier.status}; only an ended one can run again")
+    job = _runnable_job(session, earlier.cron_job)
+    again = _insert_asked_for(
+        session,
+        job,
+        Origin.RERUN,
+        slot=earlier.scheduled_time,
+        parameters=earlier.parameters,
+        note=f"again: execution {execution_id}",
+        version=earlier.version if same_version else None,
+        triggered_by=actor.name,
+    )
+    audit.record(
+        session, actor, "rerun", ("execution", execution_id), name=job.name, after={"execution": again}
+    )
+    return _read(session, again)
+
+
+@transactional
+def backfill(
+    session: Session, job_id: int, start: datetime, end: datetime, actor: Actor, *, dry_run: bool = False
+) -> list[slots.BackfillSlot]:
+    """Run the slots in [start, end) that no run has completed, one after another (together under `allow`).
+
+    With `dry_run` only the list is made. Raises Invalid for an empty, future or too long range.
+    """
+    job = _runnable_job(session, job_id)
+    found = slots.backfill_slots(session, job, start, end)
+    if not dry_run:
+        _insert_backfill(session, job, found, actor.name)
+        audit.record(
+            session,
+            actor,
+            "backfill",
+            ("job", job_id),
+            name=job.name,
+            after={"start": start, "end": end, "runs": sum(slot.will_run for slot in found)},
+        )
+    return found
+
+
+@transactional
+def retry_now(session: Session, execution_id: int, actor: Actor) -> CronJobExecution:
+    """Skip the delay of a pending retry. For an ended run, skip the delay of the retry that follows it."""
+    execution = _read(session, execution_id)
+    if execution.status != Status.PENDING:
+        follower = session.scalar(
+            sa.select(CronJobExecution).where(
+                CronJobExecution.cron_job == execution.cron_job,
+                CronJobExecution.status == Status.PENDING,
+                CronJobExecution.parent_execution == execution_id,
+            )
+        )
+        if follower is None:
+            raise Conflict(f"Execution {execution_id} has no retry waiting; run it again instead")
+        execution = follower
+    if not claims.make_due(session, execution.id, db.now(session), execution.priority):
+        raise Conflict(f"Execution {execution.id} waits for {execution.waiting_for or 'nothing'}")
+    audit.record(session, actor, "retry_now", ("execution", execution.id))
+    return _read(session, execution.id)
+
+
+@transactional
+def cancel(session: Session, execution_id: int, actor: Actor, reason: str = "") -> CronJobExecution:
+    """Call off a pending run at once; ask the worker of a running one to stop it.
+
+    Raises NotFound, and Conflict for a run that has ended.
+    """
+    job_id = _read(session, execution_id).cron_job
+    jobs = claims.lock_jobs(session, [job_id])
+    row = claims.lock_runs(session, [execution_id])[execution_id]
+    text = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
+    if row.status == Status.PENDING:
+        endings.end(session, jobs, [(row, Outcome(Status.CANCELLED, error=text))])
+    elif row.status == Status.RUNNING:
+        claims.ask_to_cancel(session, execution_id, text)
+    else:
+        raise Conflict(f"Execution {execution_id} has ended already: {row.status}")
+    audit.record(session, actor, "cancel", ("execution", execution_id), after={"reason": reason})
+    return _read(session, execution_id)
+
+
+@transactional
+def release_lock(session: Session, execution_id: int, actor: Actor) -> CronJobExecution:
+    """Take a run from its worker by force: it ends as lost and is retried. The worker kills what it still runs."""
+    job_id = _read(session, execution_id).cron_job
+    jobs = claims.lock_jobs(session, [job_id])
+    row = claims.lock_runs(session, [execution_id])[execution_id]
+    if row.status != Status.RUNNING:
+        raise Conflict(f"Execution {execution_id} is {row.status}; only a running one is locked")
+    endings.end(session, jobs, [(row, Outcome(Status.LOST, error=f"lock released by {actor.name}"))])
+    audit.record(
+        session, actor, "release_lock", ("execution", execution_id), before={"locked_by": row.locked_by}
+    )
+    return _read(session, execution_id)
+
+
+@transactional
+def abandon_pending(session: Session, job_id: int, reason: str) -> int:
+    """Cancel what a job has pending, for example because it was disabled. Running ones go on."""
+    claims.lock_jobs(session, [job_id])
+    now = db.now(session)
+    ended = endings.end_all_pending(session, job_id, reason, now)
+    endings.after_endings(session, [job_id] if ended else [], now)
+    return ended
+
+
+@transactional
+def release_waiting(session: Session) -> int:
+    """Look again at every held run, so that none waits for an event that was missed; returns how many moved."""
+    free, _ = claims.lock_free_jobs(session, claims.held_job_ids(session))
+    return endings.look_at_held(session, free, db.now(session))
+
+
+def reassign_pending(session: Session, job: CronJob) -> None:
+    """Give the pending runs of a locked job its present priority and worker tag.
+
+    Otherwise a run that waits for a tag that no worker has would wait on after the tag was set right.
+    """
+    session.flush()
+    claims.reassign_pending(session, job.id, job.priority, job.worker_tag)
+
+
+def _runnable_job(session: Session, job_id: int) -> Any:
+    job = claims.lock_jobs(session, [job_id]).get(job_id)
+    if job is None or job.deleted_at is not None:
+        raise NotFound(f"Job {job_id} does not exist")
+    if job.in_dead_letter_queue:
+        raise Conflict("Job is in dead letter queue. Recover it first.")
+    if not job.enabled:
+        raise Conflict("Job is disabled")
+    return job
+
+
+def _require_version(session: Session, job_id: int, version: int) -> None:
+    found = session.scalar(
+        sa.select(KyteCronJobVersion.id).where(
+            KyteCronJobVersion.cron_job == job_id, KyteCronJobVersion.version_number == version
+        )
+    )
+    if found is None:
+        raise Invalid({"version": f"Version {version} not found for job {job_id}"})
+
+
+def _read(session: Session, execution_id: int) -> CronJobExecution:
+    execution = session.get(CronJobExecution, execution_id, populate_existing=True)
+    if execution is None:
+        raise NotFound(f"Execution {execution_id} does not exist")
+    return execution
+
+
+# -- asked for -----------------------------------------------------------------------------------------------
+
+
+def _insert_asked_for(
+    session: Session,
+    job: Any,
+    origin: Origin,
+    *,
+    slot: datetime | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    note: str = "",
+    version: int | None = None,
+    triggered_by: str = "",
+) -> int:
+    """Insert a run that somebody asked for; returns its id. Raises Conflict where the overlap policy forbids it.
+
+    `slot` is given when an earlier slot runs again. Gates do not hold it: a person decided.
+    """
+    now = db.now(session)
+    around = slots.Surroundings(session, [job.id])
+    row = around.place(job, now, now, origin)
+    if row["status"] == Status.SKIPPED:
+        raise Conflict(f"Not started: {row['skipped_reason']}")
+    row |= {
+        "scheduled_time": slot or now,
+        "rerun": slots.next_rerun(session, job.id, slot or now),
+        "parameters": dict(parameters) if parameters else None,
+        "note": note[:500] or None,
+        "requested_version": version,
+        "triggered_by": triggered_by[:100],
+    }
+    execution_id = claims.insert_run(session, row)
+    for job_id, active in around.replaced.items():
+        endings.make_room(session, job_id, active, now)
+    if row["waiting_for"]:
+        endings.look_at_held(session, [job.id], now)
+    return execution_id
+
+
+def _insert_backfill(
+    session: Session, job: Any, found: Sequence[slots.BackfillSlot], triggered_by: str
+) -> None:
+    """Queue up the slots of a backfill that are to run, oldest first."""
+    for item in found:
+        if not item.will_run:
+            continue
+        row = slots.pending(job, item.slot, Origin.BACKFILL)
+        row |= {"rerun": slots.next_rerun(session, job.id, item.slot), "triggered_by": triggered_by[:100]}
+        if job.overlap_policy != "allow":
+            row |= slots.hold(slots.BACKFILL_WAITS)
+        claims.insert_run(session, row)
+    endings.look_at_held(session, [job.id], db.now(session))

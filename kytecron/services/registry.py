@@ -1,0 +1,136 @@
+"""Workers known: each reports itself, and says which others of its machine are gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core.schedule import TZDATA_VERSION
+from ..store import db
+from ..store.db import transactional
+from ..store.models import CronWorkerRecord
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One life of one process: no two share all four."""
+
+    host: str
+    boot_id: str
+    pid: int
+    started: str
+
+
+def this_process() -> Process:
+    """The process that asks."""
+    return Process(socket.gethostname()[:255], _boot_id(), os.getpid(), _start_time(os.getpid()) or "")
+
+
+@lru_cache(maxsize=1)
+def _boot_id() -> str:
+    """The machine's boot and the PID namespace: two containers on one machine cannot judge each other's processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    namespace = Path("/proc/self/ns/pid")
+    if not boot.exists():
+        return ""
+    return f"{boot.read_text().strip()}:{namespace.stat().st_ino}"
+
+
+def _start_time(pid: int) -> str | None:
+    """The kernel's start time of a process in clock ticks since boot; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return None
+    return None if fields[0] in ("Z", "X") else fields[19]  # a zombie runs no more
+
+
+@transactional
+def report(
+    session: Session,
+    worker_id: str,
+    settings: Settings,
+    *,
+    running: int,
+    draining: bool,
+    clock_skew_ms: float,
+    statistics: dict[str, Any],
+) -> None:
+    """Say that a worker is alive, and how it is."""
+    now = db.now(session)
+    record = session.get(CronWorkerRecord, worker_id)
+    if record is None:
+        process = this_process()
+        record = CronWorkerRecord(
+            worker_id=worker_id,
+            host=process.host,
+            boot_id=process.boot_id,
+            pid=process.pid,
+            process_started=process.started,
+            version=VERSION,
+            tags=",".join(sorted(settings.tags)),
+            slots=settings.concurrency,
+            tzdata=TZDATA_VERSION,
+            started_at=now,
+        )
+        session.add(record)
+    record.last_seen_at = now
+    record.running = running
+    record.draining = draining
+    record.clock_skew_ms = clock_skew_ms
+    record.statistics = statistics
+
+
+@transactional
+def sign_off(session: Session, worker_id: str, statistics: dict[str, Any]) -> None:
+    """Say that a worker has ended."""
+    now = db.now(session)
+    session.execute(
+        sa.update(CronWorkerRecord)
+        .where(CronWorkerRecord.worker_id == worker_id)
+        .values(last_seen_at=now, stopped_at=now, running=0, statistics=statistics)
+    )
+
+
+def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
+    """Those of `worker_ids` that ran on this machine and of which no process is left.
+
+    The fork server and the job processes bear the worker's id in their command lines. Where the worker was killed
+    and its fork server has not got round to killing the jobs yet, they still run.
+    """
+    if not worker_ids:
+        return set()
+    here = this_process()
+    records = session.scalars(
+        sa.select(CronWorkerRecord).where(
+            CronWorkerRecord.worker_id.in_(list(worker_ids)),
+            CronWorkerRecord.host == here.host,
+            CronWorkerRecord.boot_id == here.boot_id,
+        )
+    )
+    if not here.boot_id:
+        return set()
+    ended = {record.worker_id for record in records if _start_time(record.pid) != record.process_started}
+    return ended - _named_in_command_lines(ended) if ended else ended
+
+
+def _named_in_command_lines(names: Collection[str]) -> set[str]:
+    found: set[str] = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            arguments = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just ended
+        found.update(name for name in names if name.encode() in arguments)
+    return found

@@ -1,0 +1,210 @@
+"""Forgetting: what is old goes in small transactions, so that nobody waits behind a large one.
+
+What stays, however old: runs that have not ended, each job's last success, last failure and last run, and what
+tells whether a job that is failing now has been told about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core.errors import NotFound
+from ..core.states import FINAL, UNSUCCESSFUL, Status
+from ..store import db
+from ..store.db import hits, transactional
+from ..store.models import (
+    CronAudit,
+    CronJob,
+    CronJobExecution,
+    CronJobOutput,
+    CronOutbox,
+    CronSession,
+    CronThrottle,
+    CronToken,
+    KyteCronJobVersion,
+)
+from . import audit
+from .accounts import MAX_THROTTLE_SECONDS
+from .versions import CronVersionControl
+
+OUTBOX_DAYS = 30
+AUDIT_DAYS = 400
+LINK_DAYS = 1
+MAX_BATCHES = 200
+"""Of one kind in one call: the first call on a large old database must come to an end, too. The next goes on."""
+
+Sessions = Callable[[], Session]
+
+
+def prune(
+    sessions: Sessions, settings: Settings, now: datetime | None = None, batch: int = 500
+) -> dict[str, int]:
+    """Remove what is older than the settings say, `batch` rows to a transaction; returns how many of each kind.
+
+    Safe to run in several processes at once. Raises what the database raises; what was removed until then stays so.
+    """
+    with sessions() as session:
+        now = now or db.now(session)
+        return {
+            "executions": _prune_executions(session, settings, now, batch),
+            "versions": _prune_versions(session, settings.retention_versions),
+            "messages": _prune_messages(session, now, batch),
+            "audit": _prune_rows(
+                session, CronAudit.at < now - timedelta(days=AUDIT_DAYS), batch, CronAudit.id
+            ),
+            "sessions": _prune_rows(session, CronSession.expires_at < now, batch, CronSession.token_hash),
+            "links": _prune_rows(
+                session,
+                sa.and_(CronToken.kind == "sign-in", CronToken.expires_at < now - timedelta(days=LINK_DAYS)),
+                batch,
+                CronToken.id,
+            ),
+            "throttles": _prune_rows(
+                session,
+                CronThrottle.window < now - timedelta(seconds=MAX_THROTTLE_SECONDS),
+                batch,
+                CronThrottle.key,
+                CronThrottle.window,
+            ),
+        }
+
+
+# -- executions ----------------------------------------------------------------------------------------------
+
+
+def _prune_executions(session: Session, settings: Settings, now: datetime, batch: int) -> int:
+    cutoff = now - timedelta(days=settings.retention_days)
+    removed = batches = 0
+    for job_id in _job_ids(session):
+        surplus = _newest_surplus(session, job_id, settings.retention_per_job)
+        for ids in _removable(session, job_id, cutoff, surplus, batch):
+            removed += _delete_executions(session, ids)
+            batches += 1
+            if batches == MAX_BATCHES:
+                return removed
+    return removed
+
+
+def _job_ids(session: Session) -> Sequence[int]:
+    return session.scalars(sa.select(CronJob.id).order_by(CronJob.id)).all()
+
+
+def _newest_surplus(session: Session, job_id: int, keep: int) -> int:
+    """The id of the job's newest execution beyond the `keep` newest; 0 if it has no more than these."""
+    query = (
+        sa.select(CronJobExecution.id)
+        .where(CronJobExecution.cron_job == job_id)
+        .order_by(CronJobExecution.id.desc())
+        .offset(keep)
+        .limit(1)
+    )
+    return session.scalar(query) or 0
+
+
+def _removable(
+    session: Session, job_id: int, cutoff: datetime, surplus: int, batch: int
+) -> Iterator[list[int]]:
+    """Ids of a job's ended executions that have had their time, the oldest first.
+
+    By id, which is by age for nearly all of them: the first batch without an old one ends the search, and a job
+    with nothing to remove costs one look.
+    """
+    ended_at = sa.func.coalesce(CronJobExecution.completed_at, CronJobExecution.scheduled_time)
+    kept: set[int] | None = None
+    after = 0
+    while True:
+        rows = session.execute(
+            sa.select(CronJobExecution.id, (ended_at < cutoff).label("old"))
+            .where(
+                CronJobExecution.cron_job == job_id,
+                CronJobExecution.id > after,
+                CronJobExecution.status.in_(FINAL),
+            )
+            .order_by(CronJobExecution.id)
+            .limit(batch)
+        ).all()
+        past = [row.id for row in rows if row.old or row.id <= surplus]
+        if not past:
+            return
+        if kept is None:
+            kept = _kept(session, job_id)
+        yield [execution_id for execution_id in past if execution_id not in kept]
+        after = rows[-1].id
+
+
+def _kept(session: Session, job_id: int) -> set[int]:
+    def newest(statuses: Sequence[Status]) -> sa.ScalarSelect[Any]:
+        return (
+            sa.select(sa.func.max(CronJobExecution.id))
+            .where(CronJobExecution.cron_job == job_id, CronJobExecution.status.in_(statuses))
+            .scalar_subquery()
+        )
+
+    found = session.execute(
+        sa.select(newest([Status.COMPLETED]), newest(sorted(UNSUCCESSFUL)), CronJob.last_execution).where(
+            CronJob.id == job_id
+        )
+    ).one_or_none()
+    return {execution_id for execution_id in found or () if execution_id is not None}
+
+
+@transactional
+def _delete_executions(session: Session, ids: Sequence[int]) -> int:
+    session.execute(sa.delete(CronJobOutput).where(CronJobOutput.execution.in_(ids)))
+    return hits(session, sa.delete(CronJobExecution).where(CronJobExecution.id.in_(ids)))
+
+
+# -- the rest ------------------------------------------------------------------------------------------------
+
+
+def _prune_versions(session: Session, keep: int) -> int:
+    crowded = (
+        sa.select(KyteCronJobVersion.cron_job)
+        .join(CronJob, CronJob.id == KyteCronJobVersion.cron_job)
+        .where(CronJob.deleted_at.is_(None))
+        .group_by(KyteCronJobVersion.cron_job)
+        .having(sa.func.count() > keep)
+    )
+    versions = CronVersionControl(session, audit.WORKER)
+    removed = 0
+    for job_id in session.scalars(crowded).all():
+        with suppress(NotFound):  # deleted meanwhile
+            removed += versions.prune(job_id, keep)
+    return removed
+
+
+def _prune_messages(session: Session, now: datetime, batch: int) -> int:
+    """Messages that were sent or given up long ago; `due_time` is when, and has the index."""
+    failing = sa.select(CronJob.id).where(CronJob.failing_since.is_not(None))
+    past = sa.and_(
+        CronOutbox.status.in_(("sent", "dead")),
+        CronOutbox.due_time < now - timedelta(days=OUTBOX_DAYS),
+        # A job that is failing now has its recovery told only if its failure was.
+        sa.or_(CronOutbox.cron_job.is_(None), CronOutbox.cron_job.not_in(failing)),
+    )
+    return _prune_rows(session, past, batch, CronOutbox.id)
+
+
+def _prune_rows(session: Session, past: sa.ColumnElement[bool], batch: int, *key: Any) -> int:
+    """Delete the rows of one table that are `past`, by their primary key, `batch` at a time."""
+    removed = 0
+    for _ in range(MAX_BATCHES):
+        found = session.execute(sa.select(*key).where(past).limit(batch)).all()
+        if not found:
+            break
+        removed += _delete_by_key(session, key, [tuple(row) for row in found])
+        if len(found) < batch:
+            break
+    return removed
+
+
+@transactional
+def _delete_by_key(session: Session, key: Sequence[Any], found: Sequence[tuple[Any, ...]]) -> int:
+    return hits(session, sa.delete(key[0].class_).where(sa.tuple_(*key).in_(found)))

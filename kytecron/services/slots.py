@@ -1,0 +1,330 @@
+"""When a job's slots are, and what a slot becomes when its time has come: due, held or skipped.
+
+Decisions only: they read and return rows to insert, `lifecycle` and `endings` write them. A run that waits for
+something other than time is *held*: pending, without due_time, and `waiting_for` says what for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from ..core import dependencies
+from ..core.dependencies import ParentState, Ready, Skip, Waiting
+from ..core.errors import Invalid
+from ..core.schedule import Schedule, jitter_offset, next_slot
+from ..core.states import FINAL, Origin, Status
+from ..store import claims, db
+from ..store.claims import JOB, RUN
+from ..store.models import CronJobDependency
+
+ENDED_REASONS = ("its schedule has ended", "max_runs reached")
+"""Why a job disables itself without anything being wrong; its last slot keeps its retries."""
+MAX_BACKFILL = 1000
+QUEUE_WAITS = "the run before it"
+BACKFILL_WAITS = "its turn in the backfill"
+
+DEPENDENCY: Any = CronJobDependency.__table__
+
+
+# -- when is the next slot -----------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=20_000)
+def _schedule(
+    kind: str, cron: str, interval: int, at: str, week: str, month: int, zone: str, anchor: Any
+) -> Schedule:
+    return Schedule.from_fields(
+        schedule_type=kind,
+        cron_expression=cron,
+        interval_seconds=interval,
+        time_of_day=at,
+        day_of_week=week,
+        day_of_month=month,
+        timezone=zone,
+        anchor=anchor,
+    )
+
+
+def schedule_of(job: Any, anchor: datetime | None = None) -> Schedule:
+    """The schedule of a job's row. Raises Invalid when the row's fields make none."""
+    anchor = (anchor or job.schedule_anchor) if job.schedule_type == "interval" else None
+    return _schedule(
+        job.schedule_type,
+        job.cron_expression,
+        job.interval_seconds,
+        job.time_of_day,
+        job.day_of_week,
+        job.day_of_month,
+        job.timezone,
+        anchor,
+    )
+
+
+def plan(job: Any, after: datetime, anchor: datetime | None = None) -> datetime | None:
+    """The first slot of a job later than `after`, or None: manual, or none will come. Raises Invalid.
+
+    `anchor` stands in for an interval's beginning that is not in the row yet.
+    """
+    return next_slot(schedule_of(job, anchor), after, job.starts_at, job.ends_at)
+
+
+def first_slot(job: Any, now: datetime, anchor: datetime | None = None) -> datetime | None:
+    """The first slot of a job that is created or enabled now: for an interval it is now itself."""
+    return plan(job, now - timedelta(microseconds=1), anchor)
+
+
+def plan_after_completion(job: Any, ended: datetime) -> datetime | None:
+    """The next slot of an interval that counts from the end of the last run."""
+    when = ended + timedelta(seconds=job.interval_seconds)
+    return None if job.ends_at is not None and when > job.ends_at else when
+
+
+def counts_from_completion(job: Any) -> bool:
+    """Whether the next slot is known only when the run has ended."""
+    return bool(job.schedule_type == "interval" and job.interval_anchor == "completion")
+
+
+def ended_by_itself(job: Any) -> bool:
+    """Whether a disabled job was disabled by its own schedule's end."""
+    return job.disabled_reason in ENDED_REASONS
+
+
+# -- overlap -------------------------------------------------------------------------------------------------
+
+
+class Surroundings:
+    """What stands around some jobs' new slots: active chains and gates, each read in one statement."""
+
+    def __init__(self, session: Session, job_ids: Collection[int]) -> None:
+        self.active: dict[int, list[Any]] = defaultdict(list)
+        for run in claims.active_runs(session, job_ids):
+            # What a backfill has queued up must not make the job miss its regular slots.
+            if not waits_in_backfill(run):
+                self.active[run.cron_job].append(run)
+        self.gated = set(
+            session.scalars(
+                sa.select(DEPENDENCY.c.cron_job).where(DEPENDENCY.c.cron_job.in_(list(job_ids))).distinct()
+            )
+        )
+        self.placed: dict[int, int] = defaultdict(int)
+        self.replaced: dict[int, list[Any]] = {}
+        """Active runs that a new one replaces, by job."""
+
+    def place(
+        self, job: Any, slot: datetime, now: datetime, origin: Origin = Origin.SCHEDULE
+    ) -> dict[str, Any]:
+        """The row for a slot that is to run: due, held, or skipped by the overlap policy."""
+        row = pending(job, slot, origin)
+        if job.id in self.gated and job.dependency_mode == "gate" and origin == Origin.SCHEDULE:
+            # The look at held runs that follows asks the parents.
+            # Counted from now: a slot that comes late, after an outage, has its parents come as late.
+            row |= hold("its parents", now + timedelta(seconds=job.dependency_timeout_seconds))
+        active, earlier = self.active[job.id], self.placed[job.id]
+        self.placed[job.id] += 1
+        if job.overlap_policy == "allow" or not (active or earlier):
+            return row
+        if not active:  # several missed slots run one after another
+            return row | hold(QUEUE_WAITS)
+        if job.overlap_policy == "queue":
+            return self._queue(job, slot, now, row)
+        if job.overlap_policy == "replace":
+            self.replaced[job.id] = active
+            return row | hold(QUEUE_WAITS)
+        reason = f"execution {active[0].id} was still {_doing(active[0])} (overlap_policy skip)"
+        return skipped(job, slot, reason, now, origin)
+
+    def _queue(self, job: Any, slot: datetime, now: datetime, row: dict[str, Any]) -> dict[str, Any]:
+        waiting = [run for run in self.active[job.id] if run.waiting_for]
+        if not waiting and self.placed[job.id] == 1:
+            return row | hold(QUEUE_WAITS)
+        who = f"execution {waiting[0].id}" if waiting else "an earlier slot"
+        return skipped(job, slot, f"{who} waits already (overlap_policy queue)", now, Origin(row["origin"]))
+
+
+def waits_in_backfill(run: Any) -> bool:
+    """Whether a run is queued up behind others by a backfill."""
+    return bool(run.origin == Origin.BACKFILL and run.due_time is None)
+
+
+def _doing(run: Any) -> str:
+    if run.status == Status.RUNNING:
+        return "running"
+    return "waiting for its retry" if run.retry_count else "waiting to start"
+
+
+def pending(job: Any, slot: datetime, origin: Origin) -> dict[str, Any]:
+    """The row of a run that starts at its slot (plus the job's own jitter, for what the schedule makes)."""
+    offset = jitter_offset(job.id, job.jitter_seconds) if origin == Origin.SCHEDULE else timedelta(0)
+    due = slot + offset
+    return claims.new_run(
+        cron_job=job.id,
+        scheduled_time=slot,
+        origin=origin,
+        due_time=due,
+        queue_time=claims.queue_time(due, job.priority),
+        priority=job.priority,
+        worker_tag=job.worker_tag,
+    )
+
+
+def hold(reason: str, until: datetime | None = None) -> dict[str, Any]:
+    """What makes a pending row wait for something other than time; with `until`, for its parents."""
+    held: dict[str, Any] = {"due_time": None, "queue_time": None, "waiting_for": reason}
+    return held | {"waiting_until": until} if until else held
+
+
+def skipped(
+    job: Any, slot: datetime, reason: str, now: datetime, origin: Origin = Origin.SCHEDULE
+) -> dict[str, Any]:
+    """The row of a slot that will not run, and why."""
+    return claims.new_run(
+        cron_job=job.id,
+        scheduled_time=slot,
+        origin=origin,
+        status=Status.SKIPPED,
+        due_time=slot,
+        priority=job.priority,
+        worker_tag=job.worker_tag,
+        skipped_reason=reason[:500],
+        completed_at=now,
+    )
+
+
+# -- dependencies --------------------------------------------------------------------------------------------
+
+
+def _last_success_began(session: Session, job_id: int) -> datetime | None:
+    # When it began, not when it ended: a parent that completed while it ran brings news it has not seen.
+    return session.scalar(
+        sa.select(RUN.c.started_at)
+        .where(RUN.c.cron_job == job_id, RUN.c.status == Status.COMPLETED)
+        .order_by(RUN.c.id.desc())
+        .limit(1)
+    )
+
+
+def parent_states(session: Session, job_id: int, slot: datetime) -> list[ParentState]:
+    """The parents of a job as the dependency rules see them for `slot`."""
+    parents = session.execute(
+        sa.select(JOB)
+        .join(DEPENDENCY, DEPENDENCY.c.parent == JOB.c.id)
+        .where(DEPENDENCY.c.cron_job == job_id)
+    ).all()
+    active: dict[int, list[Any]] = defaultdict(list)
+    if parents:
+        for run in claims.active_runs(session, [parent.id for parent in parents]):
+            active[run.cron_job].append(run)
+    return [_parent_state(session, parent, active[parent.id], slot) for parent in parents]
+
+
+def _parent_state(session: Session, parent: Any, active: Sequence[Any], slot: datetime) -> ParentState:
+    # A few newest rows by id hold the one that ended last; a skipped slot may have ended before an older run.
+    ended = session.execute(
+        sa.select(RUN.c.id, RUN.c.status, RUN.c.completed_at)
+        .where(RUN.c.cron_job == parent.id, RUN.c.status.in_(list(FINAL)))
+        .order_by(RUN.c.id.desc())
+        .limit(20)
+    ).all()
+    latest = max(ended, key=lambda row: (row.completed_at, row.id), default=None)
+    return ParentState(
+        job_id=parent.id,
+        name=parent.name,
+        enabled=parent.enabled,
+        dead=parent.in_dead_letter_queue,
+        deleted=parent.deleted_at is not None,
+        active=any(run.scheduled_time <= slot for run in active),
+        due_at_or_before_slot=parent.next_run_time is not None and parent.next_run_time <= slot,
+        latest_status=Status(latest.status) if latest else None,
+        latest_execution_id=latest.id if latest else None,
+        latest_completed_at=latest.completed_at if latest else None,
+    )
+
+
+def gate(session: Session, job: Any, run: Any, now: datetime) -> Ready | Waiting | Skip | None:
+    """What the parents say about a held run; None where they have no say."""
+    if run.waiting_until is None:
+        return None
+    parents = parent_states(session, job.id, run.scheduled_time)
+    if not parents:
+        return None
+    return dependencies.gate(
+        parents,
+        slot=run.scheduled_time,
+        deadline=run.waiting_until,
+        now=now,
+        require_fresh=job.require_fresh,
+        last_success=_last_success_began(session, job.id) if job.require_fresh else None,
+    )
+
+
+def ready_to_trigger(session: Session, job_id: int, now: datetime) -> Ready | Waiting:
+    """Whether a job that its parents start may start now."""
+    newest = session.execute(
+        sa.select(RUN.c.started_at, RUN.c.scheduled_time)
+        .where(RUN.c.cron_job == job_id, RUN.c.status != Status.SKIPPED)
+        .order_by(RUN.c.id.desc())
+        .limit(1)
+    ).first()
+    own_last = (newest.started_at or newest.scheduled_time) if newest else None
+    return dependencies.trigger_ready(parent_states(session, job_id, now), own_last)
+
+
+# -- asked for -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BackfillSlot:
+    """A slot of a backfill: what the ledger says of it, and whether it will run."""
+
+    slot: datetime
+    status: str | None
+    will_run: bool
+
+
+def backfill_slots(session: Session, job: Any, start: datetime, end: datetime) -> list[BackfillSlot]:
+    """The slots of a job in [start, end). Raises Invalid for an empty, future or too long range."""
+    if start >= end:
+        raise Invalid({"end": "end must be later than start: the range is [start, end)"})
+    if end > db.now(session):
+        raise Invalid({"end": "end must not lie in the future: those slots will run by themselves"})
+    schedule = schedule_of(job)
+    found: list[datetime] = []
+    slot = schedule.next_after(start - timedelta(microseconds=1))
+    while slot is not None and slot < end:
+        found.append(slot)
+        if len(found) > MAX_BACKFILL:
+            raise Invalid({"end": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
+        slot = schedule.next_after(slot)
+    known = _statuses(session, job.id, start, end)
+    going = {Status.COMPLETED, Status.PENDING, Status.RUNNING}
+    return [BackfillSlot(slot, known.get(slot), known.get(slot) not in going) for slot in found]
+
+
+def _statuses(session: Session, job_id: int, start: datetime, end: datetime) -> dict[datetime, str]:
+    """The best status each slot has in the ledger: completed if any of its runs did."""
+    rows = session.execute(
+        sa.select(RUN.c.scheduled_time, RUN.c.status)
+        .where(RUN.c.cron_job == job_id, RUN.c.scheduled_time >= start, RUN.c.scheduled_time < end)
+        .order_by(RUN.c.id)
+    )
+    known: dict[datetime, str] = {}
+    for row in rows:
+        if known.get(row.scheduled_time) != Status.COMPLETED:
+            known[row.scheduled_time] = row.status
+    return known
+
+
+def next_rerun(session: Session, job_id: int, slot: datetime) -> int:
+    """The `rerun` number that makes another run of a slot a row of its own."""
+    last = session.scalar(
+        sa.select(sa.func.max(RUN.c.rerun)).where(RUN.c.cron_job == job_id, RUN.c.scheduled_time == slot)
+    )
+    return 0 if last is None else last + 1
