@@ -1,0 +1,585 @@
+"""The child half of a run: load the job's class, run it, and tell the worker how it ended.
+
+Runs in a process of its own that the fork server made. Standard library only.
+
+The channel to the worker is a stream socket. First comes the request (`encode_request`); after that both sides
+write one JSON document per line. The job's: `{"compiled": code}`, when the worker did not have it yet;
+`{"call": n, "method": ..., "arguments": {...}}`, answered by `{"reply": n, "result" | "error": ...}`;
+`{"progress": percent, "note": ...}`; and at the very end, once, `{"end": "completed" | "failed" | "skipped", ...}`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import gc
+import importlib.machinery
+import json
+import linecache
+import marshal
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+import types
+from _signal import pthread_sigmask  # type: ignore[import-not-found]  # without signal.py's enum for each answer
+from datetime import UTC, datetime
+
+from .. import job as api
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+
+MODULE = "kytecron_job"
+"""The name under which a job's code is a module: dataclasses, pickle and logging look it up."""
+
+KEPT = 64 * 1024
+"""Most characters kept of a result, of a stack trace and of the state."""
+
+PLAIN_END = {"end": "completed", "result": None}
+"""The end of most runs: told without waking the JSON encoder, which costs a young process 0.15 ms."""
+
+CPU_GRACE_SECONDS = 10
+"""CPU seconds between SIGXCPU, which lets `tear_down` run, and the kernel's SIGKILL."""
+
+_PACKAGE = os.path.dirname(os.path.abspath(api.__file__)) + os.sep
+
+
+def boot_time() -> float:
+    """Seconds since boot, time asleep included: what a lease is measured with on this machine."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+class Interruption(BaseException):
+    """A signal asks the job to end. Not an Exception: `except Exception` in a job must not swallow it."""
+
+
+class Terminated(Interruption):
+    """SIGTERM: the time limit, a cancellation, or the worker's shutdown."""
+
+
+class CpuLimitReached(Interruption):
+    """SIGXCPU: the job used all the CPU time that it may."""
+
+
+def encode_request(request: dict[str, Any]) -> bytes:
+    """What the worker sends first. In marshal, which is quicker to read than JSON: both run the same Python."""
+    data = marshal.dumps(request)
+    return len(data).to_bytes(4) + data
+
+
+def encode_message(message: dict[str, Any]) -> bytes:
+    """Any message after the first, either way. It begins with a newline too: see Channel."""
+    return b"\n" + json.dumps(message).encode() + b"\n"
+
+
+class Channel:
+    """The job's end of the socket to its worker.
+
+    A signal may raise between any two steps here. So every line begins with a newline too and what does not
+    parse is skipped: half a line, left behind by an exception, spoils nothing but itself.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.pid = os.getpid()
+        self._fd = fd
+        self._unread = bytearray()
+        self._calls = 0
+        self._calling = _thread.allocate_lock()
+        self._writing = _thread.allocate_lock()
+
+    def request(self) -> dict[str, Any]:
+        """The first message. Raises EOFError when the worker is gone."""
+        self._read(1 << 12)
+        size = int.from_bytes(self._unread[:4]) + 4
+        while len(self._unread) < size:
+            self._read(1 << 20)
+        data = bytes(self._unread[4:size])
+        del self._unread[:size]
+        return marshal.loads(data)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send one message.
+
+        Raises RuntimeError in a process that the job forked, OSError when the job has closed the socket.
+        """
+        self.write(encode_message(message))
+
+    def write(self, line: bytes) -> None:
+        """`tell`, of a message that is encoded already."""
+        self._check()
+        with self._writing:
+            while line:
+                line = line[os.write(self._fd, line) :]
+
+    def call(self, method: str, arguments: dict[str, Any]) -> Any:
+        """Ask the worker and wait for its answer. Raises what `tell` does, and ApiError when it says no."""
+        self._check()
+        with self._calling:
+            self._calls += 1
+            number = self._calls
+            self.tell({"call": number, "method": method, "arguments": arguments})
+            reply = self.receive()
+            while reply.get("reply") != number:
+                reply = self.receive()
+        if "error" in reply:
+            raise api.ApiError(reply["error"])
+        return reply.get("result")
+
+    def receive(self) -> dict[str, Any]:
+        """The next message from the worker. Raises EOFError when the worker is gone."""
+        searched = 0
+        while True:
+            end = self._unread.find(b"\n", searched)
+            if end < 0:
+                searched = len(self._unread)
+                self._read(1 << 16)
+                continue
+            line = bytes(self._unread[:end])
+            del self._unread[: end + 1]
+            searched = 0
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(message, dict):
+                return message
+
+    def _read(self, most: int) -> None:
+        data = os.read(self._fd, most)
+        if not data:
+            raise EOFError("the worker is gone")
+        self._unread += data
+
+    def _check(self) -> None:
+        if os.getpid() != self.pid:
+            raise RuntimeError("only the job's own process can talk to the worker, not one that it forked")
+
+
+class Signals:
+    """Turns SIGTERM and SIGXCPU into one exception inside the job's code, and never inside ours."""
+
+    def __init__(self) -> None:
+        self._armed = False
+        self._waiting: Interruption | None = None
+        self._raised = False
+        self._masks = _thread._local()
+
+    def install(self) -> None:
+        """In the job's process: from now on the signals reach it. The handlers were set before the fork."""
+        os.register_at_fork(
+            before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._in_copy
+        )
+        pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def attempt(
+        self, call: Callable[[], Any], interruptible: bool = True
+    ) -> tuple[Any, BaseException | None]:
+        """Run a piece of the job's code: what it returned, or what it raised."""
+        try:
+            self._armed = interruptible
+            return call(), None
+        except BaseException as error:
+            self._armed = False
+            return None, error
+        finally:
+            self._armed = False
+
+    def check(self) -> None:
+        """Raise what arrived while none of the job's code was running."""
+        if self._waiting is not None and not self._raised:
+            self._raised = True
+            raise self._waiting
+
+    def received(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if not self._raised:
+            self._waiting = CpuLimitReached() if number == signal.SIGXCPU else Terminated()
+            if self._armed:
+                self.check()
+
+    # A process that the job forks (multiprocessing's, say) is to die of a signal as it would anywhere. Until it has
+    # its handlers back the signals wait: Python in a new process forgets the ones that came before it was ready.
+
+    def _before_fork(self) -> None:
+        self._masks.before = pthread_sigmask(signal.SIG_BLOCK, STOPS)
+
+    def _after_fork(self) -> None:
+        pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def _in_copy(self) -> None:
+        for number in STOPS:
+            if signal.getsignal(number) == self.received:
+                signal.signal(number, signal.SIG_DFL)
+        self._after_fork()
+
+
+STOPS = {signal.SIGTERM, signal.SIGXCPU}
+"""Signals that end a job by an exception."""
+
+_signals = Signals()
+
+HELD_BACK = {*STOPS, signal.SIGINT, signal.SIGHUP}
+"""Signals that are blocked from before the fork until the job can take them."""
+
+
+class LoggingDefaults:
+    """Sets `logging` up when a job first imports it: INFO and above go to stderr until the job says otherwise.
+
+    Not imported for the job beforehand: it brings threading, which runs code of its own at every fork.
+    """
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name != "logging":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                load(module)
+                _set_up_logging(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _set_up_logging(logging: Any) -> None:
+    # Through the handler of last resort: one on the root logger would make the job's own basicConfig void.
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    formatter.converter = time.gmtime
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    logging.root.setLevel(logging.INFO)
+    logging.lastResort.setLevel(logging.INFO)
+    logging.lastResort.setFormatter(formatter)
+
+
+def prepare() -> None:
+    """In the fork server, once: all that need not be done in each child."""
+    for number in STOPS:
+        signal.signal(number, _signals.received)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.meta_path.insert(0, LoggingDefaults())
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+    # The first compilation in a process costs 2 ms more than the next.
+    compile("class Job:\n    def execute(self):\n        return 1\n", "<warm-up>", "exec")
+
+
+def main(control: int) -> NoReturn:
+    """Run the job whose request arrives on `control`, report how it ended and leave the process.
+
+    `sys.exit()` and `sys.exit(0)` inside the job complete it, with no result; any other status is a failure.
+    The run ends when its threads have ended (daemons aside) and its exit handlers have run, as any program.
+    """
+    exit_code = 1
+    try:
+        channel = Channel(control)
+        exit_code = _run(channel, channel.request())
+    except EOFError:
+        pass  # the worker is gone, and the fork server is about to end this process
+    except BaseException:
+        traceback.print_exc()
+        _flush()
+    finally:
+        os._exit(exit_code)
+
+
+def _run(channel: Channel, request: dict[str, Any]) -> int:
+    _signals.install()
+    gc.freeze()  # what has come up since the fork server froze its own
+    gc.enable()
+    run = _describe(request, channel)
+    result, tear_down_error = None, None
+    job, error = _signals.attempt(lambda: _create(request, run, channel))
+    if job is not None:
+        result, error = _signals.attempt(lambda: _work(job))
+    if os.getpid() != channel.pid:
+        return _leave_as_copy(error)
+    if job is not None:
+        # Cleaning up is what a stop is to make room for: it does not stop that, the end of the grace does.
+        _, tear_down_error = _signals.attempt(job.tear_down, interruptible=False)
+    _, exit_error = _signals.attempt(_finish)
+    _lift_memory_limit(request)
+    errors = [found for found in (error, tear_down_error, exit_error) if found is not None]
+    try:
+        report, exit_code = _ending(errors, result, run, request)
+    except BaseException as own:  # an exception class of the job's that cannot even be looked at
+        report, exit_code = {"end": "failed", "error": _headline(own)}, 1
+    _flush()
+    if report == PLAIN_END:
+        channel.write(b'\n{"end": "completed", "at": %f}\n' % boot_time())
+    else:
+        channel.tell({**report, "at": boot_time()})
+    return exit_code
+
+
+def _describe(request: dict[str, Any], channel: Channel) -> api.Run:
+    slot = request["scheduled_time"]
+    scheduled_time = None
+    if slot is not None:
+        scheduled_time = datetime.fromisoformat(slot)
+        scheduled_time = scheduled_time.replace(tzinfo=scheduled_time.tzinfo or UTC)
+    return api.Run(
+        job=api.JobInfo(
+            request["job_id"], request["job_name"], request["version"], _undump(request["parameters"])
+        ),
+        execution=api.ExecutionInfo(
+            request["execution_id"], scheduled_time, request["attempt"], request["previous_status"]
+        ),
+        state=_undump(request["state"]),
+        secrets=_undump(request["secrets"]),
+        worker=channel,
+    )
+
+
+def _create(request: dict[str, Any], run: api.Run, channel: Channel) -> api.CronJobBase:
+    filename = f"<job {request['job_id']} v{request['version']}>"
+    sys.argv = [filename]
+    _limit_cpu(request["cpu_limit_seconds"])
+    _limit_memory(request["memory_limit_mb"])
+    api.enter(run)
+    source = request["code"]
+    # With its source in linecache a stack trace shows the lines. No modification time: never looked up on disk.
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return _load(_compile(request, filename, channel), filename)()
+
+
+def _compile(request: dict[str, Any], filename: str, channel: Channel) -> types.CodeType:
+    """The code object; compiled here, where hostile source can harm nobody else, and then kept by the worker.
+
+    Compiling takes milliseconds for a hundred lines, reading the result a hundredth of that.
+    """
+    if request["compiled"] is not None:
+        return marshal.loads(request["compiled"])
+    code = compile(request["code"], filename, "exec", dont_inherit=True)
+    channel.tell({"compiled": marshal.dumps(code).hex()})
+    return code
+
+
+def _load(code: types.CodeType, filename: str) -> type[api.CronJobBase]:
+    module = types.ModuleType(MODULE)
+    module.__file__ = filename
+    scope = vars(module)
+    scope.update(
+        CronJobBase=api.CronJobBase,
+        PermanentFailure=api.PermanentFailure,
+        SkipRun=api.SkipRun,
+        __name__=MODULE,
+    )
+    sys.modules[MODULE] = module
+    exec(code, scope)
+    return _find_class(scope)
+
+
+def _find_class(scope: dict[str, Any]) -> type[api.CronJobBase]:
+    found = {
+        value
+        for value in scope.values()
+        if isinstance(value, type) and issubclass(value, api.CronJobBase) and value.__module__ == MODULE
+    }
+    # A class that another one extends is its base, not a job.
+    jobs = [value for value in found if not any(value in other.__mro__[1:] for other in found)]
+    if not jobs:
+        raise api.PermanentFailure("the code has no class that extends CronJobBase")
+    if len(jobs) > 1:
+        names = ", ".join(sorted(value.__name__ for value in jobs))
+        raise api.PermanentFailure(f"the code has several classes that extend CronJobBase: {names}")
+    return jobs[0]
+
+
+def _work(job: api.CronJobBase) -> Any:
+    _signals.check()
+    job.set_up()
+    return job.execute()
+
+
+def _finish() -> None:
+    """What the interpreter does before it ends, without the slow rest of it."""
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()
+
+
+def _leave_as_copy(error: BaseException | None) -> int:
+    """A forked copy of the job came back from `execute`. It ends here: the run is its parent's to report."""
+    if error is not None and not isinstance(error, SystemExit):
+        traceback.print_exception(error)
+    _flush()
+    if isinstance(error, SystemExit):
+        return _exit_status(error)
+    return 0 if error is None else 1
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        try:
+            stream.flush()  # type: ignore[union-attr]
+        except Exception:
+            pass  # the job closed or replaced it
+
+
+# How a run ended
+
+
+def _ending(
+    errors: list[BaseException], result: Any, run: api.Run, request: dict[str, Any]
+) -> tuple[dict[str, Any], int]:
+    failures = [error for error in errors if not _is_peaceful(error)]
+    if failures:
+        return _failure(failures, request)
+    for error in errors:
+        if isinstance(error, api.SkipRun):
+            return {"end": "skipped", "reason": error.reason}, 0
+    try:
+        after = dump(run.state)
+    except (TypeError, ValueError, RecursionError) as error:
+        return {"end": "failed", "error": f"self.state cannot be kept: {error}"}, 1
+    if len(after) > KEPT:
+        problem = f"self.state cannot be kept: it takes {len(after):,} characters of at most {KEPT:,}"
+        return {"end": "failed", "error": problem}, 1
+    report = {"end": "completed", "result": _presentable(result)}
+    if after != request["state"]:
+        report["state"] = run.state
+    return report, 0
+
+
+def _is_peaceful(error: BaseException) -> bool:
+    return isinstance(error, api.SkipRun) or (isinstance(error, SystemExit) and _exit_status(error) == 0)
+
+
+def _failure(failures: list[BaseException], request: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    error, exit_code = _cause(failures[0], request)
+    trace = "\nThen, while the job was being torn down:\n\n".join(_trace(failure) for failure in failures)
+    return {
+        "end": "failed",
+        "error": error,
+        "stack_trace": trace if len(trace) <= KEPT else f"{trace[: KEPT // 2]}\n[...]\n{trace[-KEPT // 2 :]}",
+        "permanent": any(isinstance(failure, api.PermanentFailure) for failure in failures),
+    }, exit_code
+
+
+def _cause(error: BaseException, request: dict[str, Any]) -> tuple[str, int]:
+    """One line for people, and the exit status (128 + n for signal n, as a shell has it)."""
+    if isinstance(error, SystemExit):
+        status = _exit_status(error)
+        said = "" if error.code is None or isinstance(error.code, int) else f": {_first_line(error.code)}"
+        return f"exited with status {status}{said}", status
+    if isinstance(error, Terminated):
+        return "killed by signal 15 (SIGTERM)", 128 + signal.SIGTERM
+    if isinstance(error, KeyboardInterrupt):
+        return "killed by signal 2 (SIGINT)", 128 + signal.SIGINT
+    if isinstance(error, CpuLimitReached):
+        return cpu_limit_error(request["cpu_limit_seconds"]), 128 + signal.SIGXCPU
+    if isinstance(error, MemoryError) and request["memory_limit_mb"]:
+        return f"ran out of memory (limit {request['memory_limit_mb']} MB)", 1
+    return _headline(error), 1
+
+
+def cpu_limit_error(seconds: float | None) -> str:
+    return f"used more than {seconds:g} s of CPU time" if seconds else "killed by signal 24 (SIGXCPU)"
+
+
+def _exit_status(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    return error.code & 0xFF if isinstance(error.code, int) else 1
+
+
+def _headline(error: BaseException) -> str:
+    kind = type(error)
+    known = kind.__module__ in ("builtins", MODULE, api.__name__)
+    name = kind.__qualname__ if known else f"{kind.__module__}.{kind.__qualname__}"
+    text = _first_line(error)
+    return f"{name}: {text}" if text else name
+
+
+def _first_line(value: object) -> str:
+    try:
+        text = str(value).strip()
+    except Exception:
+        return "(its message cannot be shown)"
+    return text.partition("\n")[0][:1000]
+
+
+def _trace(error: BaseException) -> str:
+    """The stack trace as Python prints it, without the frames that lead from kytecron into the job."""
+    shown = traceback.TracebackException.from_exception(error)
+    waiting: list[traceback.TracebackException | None] = [shown]
+    while waiting:
+        part = waiting.pop()
+        if part is not None:
+            frames = [frame for frame in part.stack if not frame.filename.startswith(_PACKAGE)]
+            part.stack = traceback.StackSummary.from_list(frames)
+            waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
+    return "".join(shown.format())
+
+
+def _presentable(result: Any) -> Any:
+    """The result as JSON can hold it: itself where it can, else its repr; text that is too long is cut."""
+    if result is None:
+        return None
+    try:
+        size = len(result) if isinstance(result, str) else len(dump(result))
+        if size <= KEPT:
+            return result
+        text = result if isinstance(result, str) else dump(result)
+    except (TypeError, ValueError, RecursionError):
+        try:
+            text = repr(result)
+        except Exception:
+            return f"<{type(result).__name__} that cannot be shown>"
+    return text if len(text) <= KEPT else f"{text[:KEPT]}[... {len(text) - KEPT:,} characters cut ...]"
+
+
+def dump(value: Any) -> str:
+    """The same text for the same value; refuses what is not JSON. Short work of what is mostly empty."""
+    return "{}" if type(value) is dict and not value else json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _undump(text: str) -> Any:
+    return {} if text == "{}" else json.loads(text)
+
+
+# Limits
+
+
+def _limit_cpu(seconds: float | None) -> None:
+    if seconds:
+        soft = int(-(-seconds // 1))  # whole seconds, rounded up
+        _set_limit(resource.RLIMIT_CPU, soft, soft + CPU_GRACE_SECONDS)
+
+
+def _limit_memory(megabytes: int | None) -> None:
+    """The limit counts what the job adds: the interpreter's own address space is not the job's doing.
+
+    Soft only, so that the end of a job that ran out can still be told.
+    """
+    if megabytes and sys.platform == "linux":
+        with open("/proc/self/statm") as statm:
+            own = int(statm.read().split()[0]) * resource.getpagesize()
+        _set_limit(resource.RLIMIT_AS, own + (megabytes << 20), None)
+
+
+def _lift_memory_limit(request: dict[str, Any]) -> None:
+    if not request["memory_limit_mb"]:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def _set_limit(which: int, soft: int, hard: int | None) -> None:
+    _, ceiling = resource.getrlimit(which)
+    hard = ceiling if hard is None or (ceiling != resource.RLIM_INFINITY and hard > ceiling) else hard
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(which, (soft, hard))

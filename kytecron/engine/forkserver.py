@@ -1,0 +1,428 @@
+"""The fork server: a small warm process that forks job processes, ends them in time and reaps them.
+
+Standard library only, one thread, no database: forking it costs a millisecond or two, and a job finds nothing
+in its memory. It takes orders from one worker over a socket and answers with news, both in records of fixed size
+(ORDER, NEWS). Two descriptors, the job's ends of its channels, come along with the order to start.
+
+Deadlines are kept here, not in the worker: they hold while the worker is busy, stuck or stopped. When the worker
+is gone (end of file on the socket) every run is killed and the fork server ends.
+
+A run is over when its processes are. Each run leads a session and is a subreaper: whatever its processes do,
+they stay below it in the process tree until it ends, and then become children of the fork server. So every child
+of the fork server that leads no run has outlived its run, and is killed.
+
+Every page that is written between two forks, here or in a child, is copied first, and that is most of what a
+fork costs. Hence records instead of JSON, descriptors instead of file objects, nothing imported that runs code at
+a fork (threading, and so logging, does).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from math import inf
+
+from . import child
+from .child import boot_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+ORDER = struct.Struct("=cqddd")
+"""What to do, with which run, and three numbers:
+
+    start   seconds it may run, end of its lease, seconds between SIGTERM and SIGKILL
+    limit   new end of its time
+    lease   new end of its lease
+    stop    seconds between SIGTERM, which is sent at once, and SIGKILL
+
+An end is a moment on `boot_time()`; what does not end has `inf`.
+"""
+
+START, LIMIT, LEASE, STOP = b"s", b"t", b"l", b"k"
+
+NEWS = struct.Struct("=ccqqqddd")
+"""What happened, the cause, to which run, two whole numbers and three others:
+
+    started    process id; wall clock
+    refused    error number of the fork
+    stopping   (with its cause)
+    ended      wait status, peak memory in KiB; seconds it took, CPU seconds, when it was stopped (`inf`: it was not)
+"""
+
+STARTED, REFUSED, STOPPING, ENDED = b"s", b"r", b"p", b"e"
+
+ITSELF, TIMEOUT, LOST_LEASE, STOPPED = b"-", b"t", b"l", b"k"
+"""Causes of an end: the run's own, its time limit, its lease, an order."""
+
+POLL_SECONDS = 0.5
+"""Longest sleep while a run is on: `poll` does not count the time that the machine is suspended."""
+
+STRAY_SECONDS = 2.0
+"""How long the news of an end waits for what outlived the run to be gone."""
+
+STRAY_RETRY_SECONDS = 0.01
+
+CONTROL_FD = 4095
+"""Where a job has its end of the control socket; its limit on open files is lowered to just that.
+
+Jobs close descriptors in loops up to the limit (to become a daemon, say): this one is out of their reach, and no
+file that a job opens ever gets its number.
+"""
+
+_LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None)
+
+
+class Run:
+    """One job process, from its fork until its end was told."""
+
+    __slots__ = (
+        *("id", "pid", "pidfd", "started", "limit", "lease", "grace"),
+        *("cause", "stopped", "kill_at", "ended", "news"),
+    )
+
+    def __init__(self, run_id: int, pid: int, seconds: float, lease: float, grace: float) -> None:
+        self.id = run_id
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid) if _LINUX else -1
+        self.started = boot_time()
+        self.limit = self.started + seconds
+        self.lease = lease
+        self.grace = grace
+        self.cause = ITSELF
+        self.stopped = inf
+        self.kill_at = inf
+        self.ended = 0.0
+        self.news = b""
+
+    def next_deadline(self) -> float:
+        return min(self.limit, self.lease, self.kill_at)
+
+
+def serve(fd: int) -> NoReturn:
+    """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter."""
+    prepare()
+    ForkServer(socket.socket(fileno=fd)).run()
+    os._exit(0)
+
+
+def prepare() -> None:
+    """Everything that can be done once, before the first fork."""
+    name_process("kyte-forkserver")
+    adopt_orphans()
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)  # the worker's parent may have ignored them
+    # Held back (by the worker already), not ignored: what is sent to a young child waits until it can take it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, child.HELD_BACK)
+    os.umask(0o022)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prefer_for_out_of_memory()
+    child.prepare()
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # a collection in a child must not touch, and so copy, every page
+
+
+class ForkServer:
+    """The loop: orders in, signals and forks out, ends reported."""
+
+    def __init__(self, worker: socket.socket) -> None:
+        self._worker = worker
+        self._worker.setblocking(False)
+        self._pid = os.getpid()
+        self._children = f"/proc/{self._pid}/task/{self._pid}/children"
+        self._unread = b""
+        self._fds: deque[int] = deque()
+        self._unsent = b""
+        self._runs: dict[int, Run] = {}
+        self._by_pid: dict[int, Run] = {}
+        self._over: list[Run] = []
+        self._unkillable: set[int] = set()
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._control_fd = CONTROL_FD if hard == resource.RLIM_INFINITY else min(CONTROL_FD, hard - 1)
+        self._files_of_runs = (self._control_fd, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self._control_fd + 1, hard))
+        self._poll = select.poll()
+        self._poll.register(worker, select.POLLIN)
+
+    def run(self) -> None:
+        """Serve until the worker is gone; then kill every run and return."""
+        try:
+            while True:
+                self._keep_deadlines(boot_time())
+                self._send()
+                orders_came = self._wait()
+                self._reap()
+                if orders_came:
+                    self._obey()
+        except (EOFError, ConnectionError):
+            self._end_all()
+
+    # Waiting and talking
+
+    def _wait(self) -> bool:
+        """Sleep until something happens; True when the worker has written, or is gone."""
+        orders_came = False
+        for fd, event in self._poll.poll(self._timeout()):
+            if fd == self._worker.fileno():
+                orders_came = bool(event & ~select.POLLOUT)
+        return orders_came
+
+    def _timeout(self) -> float | None:
+        if not self._runs:
+            return None
+        nearest = POLL_SECONDS
+        if self._over or not _LINUX:
+            nearest = STRAY_RETRY_SECONDS
+        now = boot_time()
+        for run in self._by_pid.values():
+            nearest = min(nearest, run.next_deadline() - now)
+        return max(0.0, nearest) * 1000
+
+    def _tell(self, what: bytes, cause: bytes, run_id: int, number: int = 0, at: float = 0.0) -> None:
+        self._unsent += NEWS.pack(what, cause, run_id, number, 0, at, 0.0, 0.0)
+
+    def _send(self) -> None:
+        if not self._unsent:
+            return
+        try:
+            sent = self._worker.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        self._unsent = self._unsent[sent:]
+        self._poll.modify(self._worker, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+
+    def _obey(self) -> None:
+        try:
+            data, ancillary, _, _ = self._worker.recvmsg(1 << 14, 1 << 10)
+        except BlockingIOError:
+            return
+        if not data:
+            raise EOFError
+        # Descriptors arrive in the sequence of the orders that they belong to.
+        for _, _, fds in ancillary:
+            self._fds += struct.unpack(f"={len(fds) // 4}i", fds)
+        data = self._unread + data
+        whole = len(data) - len(data) % ORDER.size
+        self._unread = data[whole:]
+        for what, run_id, a, b, c in ORDER.iter_unpack(data[:whole]):
+            if what == START:
+                self._start(run_id, a, b, c)
+            elif (run := self._runs.get(run_id)) is None:
+                pass  # its end is on the way to the worker
+            elif what == LIMIT:
+                run.limit = a if run.cause == ITSELF else inf
+            elif what == LEASE:
+                run.lease = a
+            else:
+                self._stop(run, STOPPED, a)
+
+    # Starting
+
+    def _start(self, run_id: int, seconds: float, lease: float, grace: float) -> None:
+        control, output = self._fds.popleft(), self._fds.popleft()
+        now = time.time()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._tell(REFUSED, ITSELF, run_id, number=error.errno or 0)
+        else:
+            if pid == 0:
+                self._become_run(run_id, control, output)
+            run = Run(run_id, pid, seconds, lease, grace)
+            self._runs[run_id] = self._by_pid[pid] = run
+            if _LINUX:
+                self._poll.register(run.pidfd, select.POLLIN)
+            self._tell(STARTED, ITSELF, run_id, number=pid, at=now)
+        os.close(control)
+        os.close(output)
+
+    def _become_run(self, run_id: int, control: int, output: int) -> NoReturn:
+        """In the child: leave everything of the fork server behind, and be the run."""
+        try:
+            os.setsid()
+            die_with_parent(self._pid)
+            adopt_orphans()
+            name_process(f"kyte-run {run_id}")
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.dup2(control, self._control_fd, inheritable=False)
+            os.closerange(3, self._control_fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, self._files_of_runs)
+            child.main(self._control_fd)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+
+    # Ending
+
+    def _keep_deadlines(self, now: float) -> None:
+        for run in self._by_pid.values():
+            if now < run.next_deadline():
+                continue
+            if now >= run.lease:
+                run.lease = inf
+                self._stop(run, LOST_LEASE, 0)
+            if now >= run.limit:
+                run.limit = inf
+                self._stop(run, TIMEOUT, run.grace)
+            if now >= run.kill_at:
+                run.kill_at = now + 1
+                self._signal(run, signal.SIGKILL)
+
+    def _stop(self, run: Run, cause: bytes, grace: float) -> None:
+        """SIGTERM now and SIGKILL after `grace` seconds. A lost lease outranks the cause before it."""
+        if run.news:
+            return  # over already
+        now = boot_time()
+        if run.cause == ITSELF or cause == LOST_LEASE:
+            run.cause = cause
+            run.stopped = min(run.stopped, now)
+            self._tell(STOPPING, cause, run.id)
+        run.limit = inf
+        run.kill_at = min(run.kill_at, now + grace)
+        self._signal(run, signal.SIGTERM if grace > 0 else signal.SIGKILL)
+
+    def _signal(self, run: Run, number: int) -> None:
+        """To the run's process group. What left the group is killed when the leader has been reaped."""
+        try:
+            os.killpg(run.pid, number)
+        except ProcessLookupError:
+            os.kill(run.pid, number)  # so young that it does not lead a group yet
+        except PermissionError:
+            pass  # macOS: the group is a zombie
+
+    def _reap(self) -> None:
+        self._reap_children()
+        if not self._over:
+            return
+        strays = set(self._strays())
+        for pid in strays:
+            _kill(pid)
+        if strays - self._unkillable:
+            if boot_time() < self._over[0].ended + STRAY_SECONDS:
+                return
+            self._unkillable |= (
+                strays  # hanging in the kernel (a dead disk, say): not waited for a second time
+            )
+        for run in self._over:
+            del self._runs[run.id]
+            self._unsent += run.news
+        self._over.clear()
+
+    def _reap_children(self) -> None:
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._unkillable.discard(pid)
+            run = self._by_pid.pop(pid, None)
+            if run is not None:
+                self._note_end(run, status, usage)
+
+    def _note_end(self, run: Run, status: int, usage: resource.struct_rusage) -> None:
+        if _LINUX:
+            self._poll.unregister(run.pidfd)
+            os.close(run.pidfd)
+        run.ended = boot_time()
+        run.news = NEWS.pack(
+            ENDED,
+            run.cause,
+            run.id,
+            status,
+            usage.ru_maxrss if _LINUX else usage.ru_maxrss // 1024,
+            run.ended - run.started,
+            usage.ru_utime + usage.ru_stime,
+            run.stopped,
+        )
+        self._over.append(run)
+
+    def _strays(self) -> list[int]:
+        """Our children that lead no run: they have outlived theirs."""
+        return [pid for pid in children_in(self._children) if pid not in self._by_pid]
+
+    def _end_all(self) -> None:
+        """The worker is gone: nobody may survive it, and nobody is left to tell."""
+        while True:
+            for pid in [*self._by_pid, *self._strays()]:
+                _kill(pid)
+            self._reap_children()
+            if not self._by_pid and not self._strays():
+                return
+            time.sleep(0.005)
+
+
+# The process tree (Linux; elsewhere these do nothing, and only process groups are killed)
+
+
+def adopt_orphans() -> None:
+    """From now on the orphans among this process's descendants become its children, not init's."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent`, which has one thread, dies; or end, if it has already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` show; 15 characters."""
+    _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def children_in(path: str) -> list[int]:
+    """The processes in a `/proc/.../children`, zombies included. Reliable for a process's own children, while it
+    is not reaping them.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        found = b""
+        while data := os.read(fd, 1 << 14):
+            found += data
+    finally:
+        os.close(fd)
+    return [int(pid) for pid in found.split()]
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    if _LINUX:
+        _libc.prctl(option, value, 0, 0, 0)
+
+
+def _prefer_for_out_of_memory() -> None:
+    """When the machine runs out of memory the kernel should take a job before the worker."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("500")
+    except OSError:
+        pass
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

@@ -1,0 +1,198 @@
+"""What a run prints: made into clean text, masked, and kept within bounds. No I/O.
+
+Kept are the first half of the limit (the head) and the last half (the tail). The head is handed out exactly once,
+piece by piece, while the run goes on. Once it is full, live pieces show the newest output only, and the end of the
+run replaces them all with a line that says how much was cut, and the tail.
+
+Nothing here ever waits: while nobody takes the output (the database is away), one run holds the limit's worth of
+it in memory and no more, and the job goes on printing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+PIECE = 256 * 1024
+"""Most bytes of UTF-8 in one live piece."""
+
+SHORTEST_SECRET = 4
+"""Shorter values are not masked: they would black out half of any text."""
+
+MASKED = "***"
+
+DEEPEST = 64
+"""Levels of nesting kept of a value that a job reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """A piece of a run's output."""
+
+    text: str
+    tail: bool
+    """Printed after the head was full: shown live only, and replaced when the run ends."""
+    more: bool
+    """There is more to take at once."""
+
+
+class Mask:
+    """Hides the values of secrets, as they are and as repr and JSON write them."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = {
+            form
+            for secret in secrets
+            if len(secret) >= SHORTEST_SECRET
+            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])
+        }
+        # The longest first: a secret may be part of another one.
+        self._texts = sorted(forms, key=lambda form: (-len(form), form))
+        self._bytes = [form.encode("utf-8", "surrogatepass") for form in self._texts]
+        self._any = re.compile(b"|".join(map(re.escape, self._bytes)))
+
+    def text(self, text: str) -> str:
+        """`text` with the secrets masked, NUL made visible, and nothing in it that UTF-8 cannot hold."""
+        for secret in self._texts:
+            text = text.replace(secret, MASKED)
+        text = text.replace("\0", "␀")
+        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """The same for every text inside a JSON value."""
+        if isinstance(value, str):
+            return self.text(value)
+        if depth == DEEPEST and isinstance(value, list | dict):
+            return "(nested too deeply)"
+        if isinstance(value, list):
+            return [self.value(item, depth + 1) for item in value]
+        if isinstance(value, dict):
+            return {self.text(key): self.value(item, depth + 1) for key, item in value.items()}
+        return value
+
+    def stream_end(self, data: bytes) -> bytes:
+        """The last of a stream, masked: nothing follows it."""
+        return self._any.sub(MASKED.encode(), data) if self._bytes else data
+
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """The masked part of a stream that can be passed on, and its end, which may be the start of a secret."""
+        if not self._bytes:
+            return data, b""
+        held = self._begun(data, 0)
+        masked = []
+        at = 0
+        for match in self._any.finditer(data):
+            if match.start() >= held:
+                break
+            masked += [data[at : match.start()], MASKED.encode()]
+            at = match.end()
+            if at > held:
+                held = self._begun(data, at)
+        masked.append(data[at:held])
+        return b"".join(masked), data[held:]
+
+    def _begun(self, data: bytes, start: int) -> int:
+        """Where, from `start` on, an end of `data` begins with which a secret begins; its length if none does."""
+        return min(_begun(data, start, secret) for secret in self._bytes)
+
+
+def _begun(data: bytes, start: int, secret: bytes) -> int:
+    at = max(start, len(data) - len(secret) + 1)
+    while (at := data.find(secret[0], at)) >= 0:
+        if secret.startswith(data[at:]):
+            return at
+        at += 1
+    return len(data)
+
+
+class Output:
+    """The output of one run."""
+
+    def __init__(self, limit: int, mask: Mask) -> None:
+        self.printed = 0
+        """All bytes that the job has printed."""
+        self._mask = mask
+        self._held = b""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self._head = bytearray()  # not yet taken
+        self._head_room = limit // 2
+        self._head_ended_line = True
+        self._tail = bytearray()
+        self._tail_limit = limit - limit // 2
+        self._tail_bytes = 0  # all that came after the head, kept or not
+        self._unseen = 0  # of these, since the last live piece
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was just read. Invalid UTF-8 becomes \\xNN, NUL a visible sign."""
+        self.printed += len(data)
+        data, self._held = self._mask.split(self._held + data)
+        self._keep(self._decoder.decode(data))
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        self._keep(self._decoder.decode(self._mask.stream_end(self._held), final=True))
+        self._held = b""
+
+    def take(self) -> OutputChunk | None:
+        """What can be shown now and has not been taken yet: at most PIECE bytes of it."""
+        if self._head:
+            piece = bytes(self._head[: _cut(self._head, PIECE)])
+            del self._head[: len(piece)]
+            return OutputChunk(piece.decode(), tail=False, more=bool(self._head or self._unseen))
+        if self._unseen:
+            piece = _end_of(self._tail, min(self._unseen, PIECE))
+            passed_over, self._unseen = self._unseen - len(piece), 0
+            note = _note(passed_over, "not shown while the job runs") if passed_over else ""
+            return OutputChunk(note + piece.decode(), tail=True, more=False)
+        return None
+
+    def rest(self) -> tuple[str, bool]:
+        """At the end of the run: the text that is still to be kept, and whether it replaces the tail pieces."""
+        head = self._head.decode()
+        if not self._tail_bytes:
+            return head, False
+        tail = _end_of(self._tail, self._tail_limit)
+        lost = self._tail_bytes - len(tail)
+        note = _note(lost, "cut", line_begun=not self._head_ended_line) if lost else ""
+        return head + note + tail.decode(), True
+
+    def _keep(self, text: str) -> None:
+        data = text.replace("\0", "␀").encode()
+        if self._head_room:
+            size = _cut(data, self._head_room)
+            if size:
+                self._head += data[:size]
+                self._head_ended_line = data[size - 1 : size] == b"\n"
+            # What does not fit ends the head for good, also where a character left a byte or two of room.
+            self._head_room = 0 if size < len(data) else self._head_room - size
+            data = data[size:]
+        self._tail += data
+        self._tail_bytes += len(data)
+        self._unseen += len(data)
+        if len(self._tail) > self._tail_limit + PIECE:
+            del self._tail[: -self._tail_limit]
+
+
+def _note(size: int, what: str, line_begun: bool = True) -> str:
+    return f"{chr(10) if line_begun else ''}[... {size:,} bytes {what} ...]\n"
+
+
+def _cut(data: bytes | bytearray, size: int) -> int:
+    """The most bytes of `data`, up to `size`, that end with a whole character."""
+    if size >= len(data):
+        return len(data)
+    while size and data[size] & 0xC0 == 0x80:
+        size -= 1
+    return size
+
+
+def _end_of(data: bytearray, size: int) -> bytes:
+    """The last `size` bytes of `data`, without a character that was cut in two."""
+    start = max(0, len(data) - size)
+    while start < len(data) and data[start] & 0xC0 == 0x80:
+        start += 1
+    return bytes(data[start:])

@@ -1,0 +1,269 @@
+"""One run as its worker sees it: what it was asked to do, its two channels, and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.states import Outcome, Status
+from .child import cpu_limit_error, dump, encode_request
+from .forkserver import ITSELF, LOST_LEASE, TIMEOUT
+from .output import Mask, Output
+from .server import News, signal_name
+
+PIPE = 64 * 1024
+"""What a pipe holds at first; a run that fills it gets one of READ bytes."""
+
+READ = 256 * 1024
+"""Most that is read at once; a socket never holds as much."""
+
+LONGEST_MESSAGE = 4 * 1024 * 1024
+LONGEST_ERROR = 2_000
+LONGEST_TRACE = 70_000
+
+LOST_LEASE_ERROR = "lease lost: the worker could not renew it in time, so the run was stopped before its end"
+
+
+@dataclass(slots=True)
+class RunRequest:
+    """All that is needed for one attempt. Times are in seconds, memory in MiB."""
+
+    execution_id: int
+    job_id: int
+    job_name: str
+    version: int
+    code: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    scheduled_time: str | None = None
+    """ISO 8601; UTC when it names no offset."""
+    attempt: int = 1
+    previous_status: str | None = None
+    timeout_seconds: float | None = None
+    memory_limit_mb: int | None = None
+    cpu_limit_seconds: float | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    lease_until: float | None = None
+    """End of the lease on `boot_time()`; see `Runner.set_lease`."""
+    stop_before_lease_end: bool = True
+    """False for `on_lost_contact = continue`: the process goes on when the lease is gone."""
+
+    def encoded(self, compiled: bytes | None) -> bytes:
+        """What the job's process is told. Raises TypeError or ValueError for what JSON cannot hold."""
+        return encode_request(
+            {
+                "execution_id": self.execution_id,
+                "job_id": self.job_id,
+                "job_name": str(self.job_name),
+                "version": self.version,
+                "code": str(self.code),
+                "compiled": compiled,
+                "scheduled_time": self.scheduled_time,
+                "attempt": self.attempt,
+                "previous_status": None if self.previous_status is None else str(self.previous_status),
+                "memory_limit_mb": self.memory_limit_mb,
+                "cpu_limit_seconds": self.cpu_limit_seconds,
+                "parameters": dump(self.parameters),
+                "state": dump(self.state),
+                "secrets": dump(self.secrets),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An order to stop a run: how it is then said to have ended."""
+
+    status: Status
+    reason: str
+    interrupted: bool
+
+
+class Run:
+    """One run: its channels, and what has been learned about it."""
+
+    def __init__(self, request: RunRequest, output_limit: int) -> None:
+        self.request = request
+        self.id = request.execution_id
+        self.mask = Mask(request.secrets.values())
+        self.output = Output(output_limit, self.mask)
+        self.lease = request.lease_until
+        self.extended_by: float | None = None
+        self.stop: Stop | None = None
+        self.stopping = False
+        """The fork server has begun to end it, for whatever cause."""
+        self.dropped = False
+        self.report: dict[str, Any] | None = None
+        self.resting = False
+        self.rest_until = 0.0
+        self.closed = False
+        self.control_ended = self.output_ended = False
+        self.unsent = b""
+        self._unread = b""
+        self.control, self._child_control = socket.socketpair()
+        self.control.setblocking(False)
+        self.control_fd = self.control.fileno()
+        try:
+            self.output_fd, self._child_output = os.pipe()
+        except OSError:
+            self.control.close()
+            self._child_control.close()
+            raise
+        os.set_blocking(self.output_fd, False)
+
+    @contextlib.contextmanager
+    def child_ends(self) -> Iterator[tuple[int, int]]:
+        """The job's ends of the channels, closed here once they were passed on."""
+        try:
+            yield self._child_control.fileno(), self._child_output
+        finally:
+            self._child_control.close()
+            os.close(self._child_output)
+
+    def send(self) -> None:
+        try:
+            sent = self.control.send(self.unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self.unsent)  # nobody reads it any more
+        self.unsent = self.unsent[sent:]
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The messages that have arrived. What is no message is skipped (see child.Channel)."""
+        try:
+            data = self.control.recv(READ)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        self.control_ended = not data
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        if len(self._unread) > LONGEST_MESSAGE:
+            self._unread = b""
+        return [message for line in lines if line and isinstance(message := _parse(line), dict)]
+
+    def read_output(self) -> bytes:
+        """What the job has printed, or nothing when there is nothing yet or any more."""
+        try:
+            data = os.read(self.output_fd, READ)
+        except BlockingIOError:
+            return b""
+        self.output_ended = not data
+        if len(data) >= PIPE:
+            self._widen()
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+        self.control.close()
+        os.close(self.output_fd)
+
+    def _widen(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):  # over the user's allowance; not on macOS
+            fcntl.fcntl(self.output_fd, fcntl.F_SETPIPE_SZ, READ)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+# How a run ended
+
+
+def conclude(run: Run, ended: News) -> Outcome:
+    """The outcome, from what the fork server saw and what the job reported."""
+    outcome = _stopped(run, ended) or _own_end(run, ended)
+    code = os.waitstatus_to_exitcode(ended.number)
+    outcome.exit_code = code if code >= 0 else 128 - code
+    outcome.duration_ms = round(ended.seconds * 1000)
+    outcome.cpu_ms = round(ended.cpu_seconds * 1000)
+    outcome.memory_peak_mb = round(ended.peak_kb / 1024, 1)
+    return outcome
+
+
+def conclude_alone(run: Run, error: str) -> Outcome:
+    """The outcome when there is no fork server left to say how the process ended."""
+    if run.report is not None:
+        return _reported(run, run.report)
+    return _as_ordered(run.stop) if run.stop is not None else Outcome(Status.FAILED, error=error)
+
+
+def _stopped(run: Run, ended: News) -> Outcome | None:
+    """The outcome of a run that was stopped before it reported its end; None for one that was not."""
+    report = run.report
+    if report is not None and report["at"] <= ended.stopped:
+        return None
+    # Where the job was when it was stopped.
+    trace = _text(run, (report or {}).get("stack_trace"), LONGEST_TRACE)
+    if ended.cause == LOST_LEASE:
+        return Outcome(Status.LOST, error=LOST_LEASE_ERROR, stack_trace=trace)
+    if ended.cause == TIMEOUT:
+        return Outcome(Status.TIMEOUT, error=_time_limit_error(run), stack_trace=trace)
+    if ended.cause == ITSELF or run.stop is None:
+        return None
+    if run.stop.interrupted and report is not None and report["end"] == "completed":
+        return None
+    return _as_ordered(run.stop, trace)
+
+
+def _as_ordered(stop: Stop, stack_trace: str | None = None) -> Outcome:
+    return Outcome(stop.status, error=stop.reason, stack_trace=stack_trace, interrupted=stop.interrupted)
+
+
+def _time_limit_error(run: Run) -> str:
+    if run.extended_by is not None:
+        return f"no heartbeat within the {run.extended_by:g} s that the last one asked for"
+    return f"ran longer than {run.request.timeout_seconds:g} s"
+
+
+def _own_end(run: Run, ended: News) -> Outcome:
+    if run.report is not None:
+        return _reported(run, run.report)
+    return Outcome(Status.FAILED, error=_cause_of_death(run.request, ended))
+
+
+def _reported(run: Run, report: dict[str, Any]) -> Outcome:
+    match report["end"]:
+        case "completed":
+            # The state is the job's own and goes back to it: nothing in it is masked.
+            state = report.get("state")
+            return Outcome(
+                Status.COMPLETED,
+                result=run.mask.value(report.get("result")),
+                state=Mask().value(state) if isinstance(state, dict) else None,
+            )
+        case "skipped":
+            return Outcome(Status.SKIPPED, skipped_reason=_text(run, report.get("reason"), LONGEST_ERROR))
+    return Outcome(
+        Status.FAILED,
+        error=_text(run, report.get("error"), LONGEST_ERROR),
+        stack_trace=_text(run, report.get("stack_trace"), LONGEST_TRACE),
+        permanent=report.get("permanent") is True,
+    )
+
+
+def _cause_of_death(request: RunRequest, ended: News) -> str:
+    code = os.waitstatus_to_exitcode(ended.number)
+    if code == 0:
+        return "exited with status 0 before execute returned"
+    if code > 0:
+        return f"exited with status {code}"
+    limit = request.cpu_limit_seconds
+    if -code == signal.SIGXCPU or (-code == signal.SIGKILL and limit and ended.cpu_seconds >= limit):
+        return cpu_limit_error(limit)
+    return f"killed by {signal_name(-code)}"
+
+
+def _text(run: Run, value: object, longest: int) -> str | None:
+    return run.mask.text(value)[:longest] if isinstance(value, str) else None

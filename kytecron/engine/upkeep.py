@@ -1,0 +1,72 @@
+"""A worker's side thread: sends notifications, removes old rows. Nothing here may delay a job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sqlalchemy.engine import Engine
+
+from ..config import Settings
+from ..services import notify, retention
+from ..store import db
+
+log = logging.getLogger(__name__)
+
+DELIVERY_SECONDS = 1.0
+RETENTION_SECONDS = 3600.0
+FIRST_PAUSE_SECONDS = 60.0
+"""A worker that starts has more urgent things to do than to clean up."""
+LAST_MESSAGE_SECONDS = 30.0
+
+
+class Upkeep:
+    """Two threads with sessions of their own on the worker's engine, so that a long clean-up holds up no message."""
+
+    def __init__(self, engine: Engine, settings: Settings, worker_id: str) -> None:
+        self._sessions = db.make_sessions(engine)
+        self._settings = settings
+        self._worker_id = worker_id
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(
+                target=self._repeat, args=(self.deliver, DELIVERY_SECONDS), name="deliver", daemon=True
+            ),
+            threading.Thread(
+                target=self._repeat, args=(self.clean, RETENTION_SECONDS), name="clean", daemon=True
+            ),
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """End after the messages that are being sent; a clean-up is left where it is, each batch being complete."""
+        self._stopping.set()
+        if self._threads[0].is_alive():
+            self._threads[0].join(LAST_MESSAGE_SECONDS)
+
+    def _repeat(self, step: Callable[[], bool], pause: float) -> None:
+        wait = min(pause, FIRST_PAUSE_SECONDS)
+        while not self._stopping.wait(wait):
+            try:
+                wait = 0 if step() else pause
+            except Exception as error:  # the database may be away, a row may be bad: try again later
+                log.warning("upkeep: %s", error)
+                wait = min(60, max(DELIVERY_SECONDS, wait * 2))
+
+    def deliver(self) -> bool:
+        """Send messages that are due; returns whether there were any."""
+        return notify.deliver(self._sessions, self._settings, self._worker_id, 20) > 0
+
+    def clean(self) -> bool:
+        """Remove rows that are older than the settings keep."""
+        removed = {
+            what: count for what, count in retention.prune(self._sessions, self._settings).items() if count
+        }
+        if removed:
+            log.info("retention removed %s", removed)
+        return False

@@ -1,0 +1,729 @@
+"""The worker: finds due work, runs it, writes down what came of it.
+
+One loop of short steps on the main thread does all that needs the database; the Runner's own thread keeps watch
+over the job processes, so that time limits and leases hold even while a statement hangs. A third thread sends
+notifications and removes old rows: a dead channel or a long clean-up delays no job.
+
+    step: collect what the processes said -> settle -> renew -> enqueue -> claim and start -> flush output
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import os
+import platform
+import select
+import signal
+import socket
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core.errors import KytecronError, NotFound, Unreadable
+from ..core.states import Outcome, Status
+from ..services import jobapi, lifecycle, registry, secrets, versions
+from ..services.lifecycle import ClaimedRun, Progress
+from ..store import db
+from .child import boot_time
+from .runner import Call, Ended, Progressed, Runner, RunRequest, Started
+from .statistics import Statistics
+from .upkeep import Upkeep
+
+log = logging.getLogger(__name__)
+
+ENQUEUE_BATCH = 100
+FLUSH_SECONDS = 0.4
+"""Output reaches the database this long after it was printed, at most."""
+PATROL_SECONDS = 1.0
+"""How often a worker looks for leases that ended, workers that are gone, held runs and jobs without a slot."""
+OUTAGE_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
+SETTLE_PAUSE_SECONDS = 1.0
+"""How long a result that could not be written waits for its next try."""
+SHORTEST_TIMEOUT_SECONDS = 2.0
+CODE_CACHE_BYTES = 16_000_000
+PR_SET_DUMPABLE = 4
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run this worker holds."""
+
+    run: ClaimedRun
+    seq: int = 0
+    """Number of the next piece of output."""
+    progress: tuple[float, str] | None = None
+    cancelling: bool = False
+
+
+_Ending = tuple[_Run, Outcome]
+
+
+@dataclass(slots=True)
+class _Timers:
+    """When each of the loop's regular duties is due next, on the monotonic clock."""
+
+    look: float = 0.0
+    settle: float = 0.0
+    renew: float = 0.0
+    patrol: float = 0.0
+    flush: float = 0.0
+    report: float = 0.0
+
+
+class CronWorker:
+    """A worker process. `run()` works until `stop()` or a signal; tests call `step()`."""
+
+    def __init__(self, settings: Settings, *, drain: bool = False) -> None:
+        self.settings = settings
+        self.drain = drain
+        """Work off what is due, then end."""
+        self.worker_id = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        # A connection that goes dead in silence, its locks still held over there, must not cost the leases:
+        # there is time for a second one.
+        timeout = min(db.STATEMENT_SECONDS, max(SHORTEST_TIMEOUT_SECONDS, settings.lease_seconds / 4))
+        self.engine = db.make_engine(settings, statement_seconds=timeout, idle_seconds=timeout)
+        self.session: Session = db.make_sessions(self.engine)()
+        self.statistics = Statistics()
+        self._runs: dict[int, _Run] = {}
+        self._ended: list[_Ending] = []
+        self._code = _CodeCache(CODE_CACHE_BYTES)
+        self._timers = _Timers()
+        self._looked_at = 0.0
+        self._slot_in = math.inf
+        self._run_in = math.inf
+        """Seconds from the last look until the next slot and the next pending run are due."""
+        self._backlog = False
+        """Due runs were left over when this worker last looked or claimed."""
+        self._skew = timedelta(0)
+        """This machine's clock less the database's."""
+        self._claim_unknown = False
+        self._given_up: set[int] = set()
+        """Runs stopped here whose rows may still name this worker: they never start a second time."""
+        self._outage_since: float | None = None
+        self._failures = 0
+        self._judge_after = time.monotonic() + settings.renew_seconds
+        """Until then the others may not have had time to renew: this worker, or all, had no database."""
+        self._stopping_since: float | None = None
+        self._stop_signals = 0
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.runner = Runner(
+            output_limit_bytes=settings.output_limit_bytes,
+            kill_grace_seconds=settings.kill_grace_seconds,
+            lease_margin_seconds=min(1.0, settings.lease_seconds / 6),
+            job_directory=_job_directory(settings),
+            on_wake=self.wake,
+            name=self.worker_id,
+        )
+        self.upkeep = Upkeep(self.engine, settings, self.worker_id)
+
+    # -- from outside ----------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until told to stop and every run has ended or been given back."""
+        self._watch_signals()
+        self.upkeep.start()
+        log.info("worker %s starts: %s", self.worker_id, self.described())
+        try:
+            while not self._finished():
+                if not self.step():
+                    self._sleep()
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Claim nothing new, let running jobs end within the grace; called again, stop them now."""
+        self._stop_signals += 1
+        self.wake()
+
+    def wake(self) -> None:
+        """End the loop's sleep. Safe from any thread and from signal handlers."""
+        try:
+            os.write(self._wake_writer, b".")
+        except BlockingIOError:
+            pass  # the pipe is full of wakes already
+
+    def described(self) -> str:
+        """The settings that matter to whoever reads the log."""
+        shown = self.settings
+        return (
+            f"concurrency {shown.concurrency}, poll {shown.poll_interval:g} s, lease {shown.lease_seconds:g} s, "
+            f"renewal {shown.renew_seconds:g} s, tags {','.join(sorted(shown.tags)) or 'none'}, "
+            f"database {self.engine.url.render_as_string(hide_password=True)}"
+        )
+
+    def close(self) -> None:
+        """End what still runs, say goodbye, free everything."""
+        self.runner.close()
+        self.upkeep.stop()
+        with self._database("sign off"):
+            registry.sign_off(self.session, self.worker_id, self.statistics.as_dict())
+        self.session.close()
+        self.engine.dispose()
+        for descriptor in (self._wake_reader, self._wake_writer):
+            os.close(descriptor)
+
+    # -- the loop --------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Do what can be done now; returns whether there may be more to do at once."""
+        self.statistics.cycles += 1
+        self._collect()
+        self._follow_shutdown()
+        if self._outage_since is not None and not self._probe():
+            return False
+        busy = self._settle()
+        self._renew()
+        self._report()
+        self._read_back()
+        self._patrol()
+        busy |= self._look_and_take()
+        self._flush()
+        return busy
+
+    def _finished(self) -> bool:
+        idle = not self._runs and not self._ended and not self._claim_unknown
+        if self._stopping_since is not None:
+            # Results that the database will not take are given up once no lease can protect them any more.
+            patience = self.settings.grace_seconds + self.settings.lease_seconds
+            return idle or time.monotonic() - self._stopping_since > patience
+        return self.drain and idle and self._looked_at > 0 and not self._due_now()
+
+    def _sleep(self) -> None:
+        """Wait for the next duty, the next due instant or a wake, whichever comes first."""
+        now = time.monotonic()
+        until = [self._timers.patrol, self._looked_at + self.settings.poll_interval]
+        if self._runs:
+            until += [self._timers.renew, self._timers.flush]
+        until.append(self._looked_at + self._next_due_in())
+        if self._outage_since is not None:
+            until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
+        # Rounded up to the poller's milliseconds: waking a moment early would only mean a second look.
+        timeout = max(0.0, min(until) - now)
+        ready, _, _ = select.select([self._wake_reader], [], [], timeout)
+        if ready:
+            try:
+                os.read(self._wake_reader, 65_536)
+            except BlockingIOError:
+                pass
+
+    # -- what the processes said -----------------------------------------------------------------------------
+
+    def _collect(self) -> None:
+        for event in self.runner.collect():
+            held = self._runs.get(event.execution_id)
+            if held is None:
+                continue  # dropped meanwhile
+            match event:
+                case Started(started_at=moment):
+                    self.statistics.started((moment - self._skew - held.run.due_time).total_seconds())
+                case Progressed(percent=percent, note=note):
+                    held.progress = (percent, note)
+                case Call():
+                    self._answer(event, held)
+                case Ended(outcome=outcome):
+                    self._take_ending(held, outcome)
+
+    def _take_ending(self, held: _Run, outcome: Outcome) -> None:
+        execution_id = held.run.claim.execution_id
+        if outcome.status is Status.LOST and not outcome.interrupted:
+            # The lease ran out here: the row belongs to whoever judges it, this worker writes nothing.
+            log.warning("execution %s: %s", execution_id, outcome.error)
+            self.statistics.leases_expired += 1
+            self._given_up.add(execution_id)
+            del self._runs[execution_id]
+            return
+        self._ended.append((held, outcome))
+
+    def _answer(self, call: Call, held: _Run) -> None:
+        result: Any = None
+        problem: str | None = None
+        try:
+            result = jobapi.answer_call(self.session, held.run.job_name, call.method, call.arguments)
+        except KytecronError as error:
+            problem = error.message
+        except SQLAlchemyError as error:
+            self._note_failure("answer a job's call", error)
+            problem = "the database cannot be reached"
+        except (TypeError, ValueError) as error:
+            problem = f"bad arguments: {error}"
+        self.runner.reply(call.execution_id, call.call_id, result=result, error=problem)
+
+    # -- ending runs -----------------------------------------------------------------------------------------
+
+    def _settle(self) -> bool:
+        if not self._ended or time.monotonic() < self._timers.settle:
+            return False
+        batch = self._ended[:ENQUEUE_BATCH]
+        with self._database("settle") as attempt:
+            lifecycle.settle(self.session, [(held.run.claim, outcome) for held, outcome in batch])
+        if attempt.failed is None:
+            self._forget(batch)
+            return True
+        self._timers.settle = time.monotonic() + SETTLE_PAUSE_SECONDS
+        if not _is_outage(attempt.failed):
+            self._settle_one_by_one(batch)
+        return False
+
+    def _settle_one_by_one(self, batch: list[_Ending]) -> None:
+        """One result that cannot be written must not keep the others from being written."""
+        for ending in batch:
+            held, outcome = ending
+            with self._database(f"settle execution {held.run.claim.execution_id}") as attempt:
+                lifecycle.settle(self.session, [(held.run.claim, outcome)])
+            if attempt.failed is None:
+                self._forget([ending])
+                continue
+            self._ended.remove(ending)  # to the end of the queue
+            if _is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
+                self._ended.append(ending)
+                return  # this took its time, and leases are to be renewed
+            self._ended.append((held, _unstorable(outcome, attempt.failed)))
+
+    def _forget(self, batch: list[_Ending]) -> None:
+        for ending in batch:
+            held, outcome = ending
+            self.statistics.ended(outcome.status)
+            self._runs.pop(held.run.claim.execution_id, None)
+            self._ended.remove(ending)
+
+    # -- keeping runs ----------------------------------------------------------------------------------------
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if not self._runs or now < self._timers.renew:
+            return
+        before = boot_time()
+        ids = list(self._runs)
+        revivable = [key for key, held in self._runs.items() if held.run.continues_without_contact]
+        with self._database("renew leases") as attempt:
+            still = lifecycle.renew(self.session, self.worker_id, ids, revivable, self.settings.lease_seconds)
+            for execution_id in ids:
+                self._apply_renewal(execution_id, still, before)
+        self._timers.renew = now + (self.settings.renew_seconds if not attempt.failed else 0.5)
+
+    def _apply_renewal(self, execution_id: int, still: Mapping[int, str | None], before: float) -> None:
+        if execution_id not in still:
+            if any(held.run.claim.execution_id == execution_id for held, _ in self._ended):
+                return  # it has ended: whether its result still counts is for the fence to say
+            log.warning("execution %s is no longer held by this worker: its process is killed", execution_id)
+            self.statistics.leases_expired += 1
+            self._drop(execution_id)
+            return
+        self.runner.set_lease(execution_id, before + self.settings.lease_seconds)
+        self._maybe_cancel(execution_id, still[execution_id])
+
+    def _drop(self, execution_id: int) -> None:
+        self.runner.drop(execution_id)
+        self._given_up.add(execution_id)
+        self._runs.pop(execution_id, None)
+        self._ended = [item for item in self._ended if item[0].run.claim.execution_id != execution_id]
+
+    def _maybe_cancel(self, execution_id: int, reason: str | None) -> None:
+        held = self._runs.get(execution_id)
+        if reason and held and not held.cancelling:
+            held.cancelling = True
+            self.runner.stop(execution_id, Status.CANCELLED, reason)
+
+    def _flush(self) -> None:
+        """Store new output and progress of running jobs."""
+        now = time.monotonic()
+        if not self._runs or now < self._timers.flush:
+            return
+        self._timers.flush = now + FLUSH_SECONDS
+        reports = [report for held in self._runs.values() if (report := self._progress_of(held))]
+        if not reports:
+            return
+        with self._database("store output"):
+            for execution_id in lifecycle.append_output(self.session, reports):
+                self._drop(execution_id)
+
+    def _progress_of(self, held: _Run) -> Progress | None:
+        report = Progress(held.run.claim)
+        while chunk := self.runner.take_output(held.run.claim.execution_id):
+            report.pieces.append((held.seq, chunk.text, chunk.tail))
+            held.seq += 1
+            if not chunk.more or len(report.pieces) >= 16:
+                break
+        if held.progress:
+            report.percent, report.note = held.progress
+            held.progress = None
+        return report if report.pieces or report.percent is not None else None
+
+    # -- finding work ----------------------------------------------------------------------------------------
+
+    def _look_and_take(self) -> bool:
+        """Look what is due, put due slots into the ledger, claim and start; returns whether anything happened."""
+        if not self._backlog and not self._must_look():
+            return False
+        enqueued = started = 0
+        with self._database("look for work") as attempt:
+            if self._must_look():
+                self._look()
+                if self._slot_in == 0 and self._stopping_since is None:
+                    enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
+                    if not enqueued:
+                        self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
+            if (enqueued or self._backlog) and self._takes_work():
+                started = self._take()
+        return not attempt.failed and bool(enqueued or started)
+
+    def _look(self) -> None:
+        before, wall = time.monotonic(), datetime.now(UTC)
+        look = lifecycle.look(self.session, self.worker_id, holds_runs=bool(self._runs))
+        self.session.rollback()
+        self._skew = wall - look.now
+        for execution_id, reason in look.cancels.items():
+            self._maybe_cancel(execution_id, reason)
+        self._looked_at = before
+        self._slot_in = _seconds_until(look.slot_due, look.now)
+        self._run_in = _seconds_until(look.run_due, look.now)
+        self._backlog = self._run_in == 0
+
+    def _must_look(self) -> bool:
+        """Whether the last look is too old to go by."""
+        since = time.monotonic() - self._looked_at
+        return since >= self.settings.poll_interval or since >= self._next_due_in()
+
+    def _next_due_in(self) -> float:
+        """Seconds from the last look to the next instant at which there is something for this worker."""
+        if self._stopping_since is not None:
+            return math.inf
+        # What is due already is either taken from the backlog or has to wait for a free slot.
+        return min(self._slot_in, self._run_in if self._takes_work() and not self._backlog else math.inf)
+
+    def _due_now(self) -> bool:
+        return self._backlog or self._next_due_in() <= time.monotonic() - self._looked_at
+
+    def _takes_work(self) -> bool:
+        return self._stopping_since is None and len(self._runs) < self.settings.concurrency
+
+    def _take(self) -> int:
+        """Claim as many runs as there are free slots and start them."""
+        if self._claim_unknown:
+            return 0  # `_read_back` comes first
+        before, free = boot_time(), self.settings.concurrency - len(self._runs)
+        self._claim_unknown = True  # until COMMIT has answered
+        runs = lifecycle.claim(
+            self.session, self.worker_id, self.settings.tags, free, self.settings.lease_seconds
+        )
+        self._claim_unknown = False
+        if runs or self._backlog:  # else nothing was seen to be due: what was enqueued waits
+            self.statistics.claimed(len(runs))
+        self._backlog = len(runs) == free
+        if not runs:
+            self._run_in = (
+                math.inf
+            )  # it is locked, or asks for a tag that this worker lacks: no reason to spin
+        self._start(runs, before + self.settings.lease_seconds)
+        return len(runs)
+
+    def _read_back(self) -> None:
+        """A claim's COMMIT got no answer, or its runs could not be started: find out what is held, and start it."""
+        if not self._claim_unknown:
+            return
+        before = boot_time()
+        with self._database("read back a claim"):
+            unknown = [
+                run
+                for run in lifecycle.held(self.session, self.worker_id)
+                if run.claim.execution_id not in self._runs.keys() | self._given_up
+            ]
+            self.session.rollback()
+            if self._stopping_since is not None:
+                self._give_back(unknown)
+                return
+            still = lifecycle.renew(
+                self.session,
+                self.worker_id,
+                [run.claim.execution_id for run in unknown],
+                [],
+                self.settings.lease_seconds,
+            )
+            self._claim_unknown = False
+            self._start(
+                [run for run in unknown if run.claim.execution_id in still],
+                before + self.settings.lease_seconds,
+            )
+
+    def _give_back(self, runs: list[ClaimedRun]) -> None:
+        self._claim_unknown = False
+        for run in runs:
+            held = self._runs[run.claim.execution_id] = _Run(run)
+            error = "its worker was shut down before it started"
+            self._ended.append((held, Outcome(Status.LOST, error=error, interrupted=True)))
+
+    def _start(self, runs: list[ClaimedRun], lease_until: float) -> None:
+        requests: list[RunRequest] = []
+        for run in runs:
+            self._runs[run.claim.execution_id] = _Run(run)
+        try:
+            granted = self._secrets_for(runs)
+            self._code.load(self.session, {run.content_hash for run in runs if run.content_hash})
+            for run in runs:
+                if request := self._request(run, granted.get(run.claim.job_id, {}), lease_until):
+                    requests.append(request)
+        except Exception:
+            # What was claimed and not started is found again by `_read_back` once the database answers.
+            ready = {request.execution_id for request in requests}
+            for run in runs:
+                if run.claim.execution_id not in ready:
+                    del self._runs[run.claim.execution_id]
+            self._claim_unknown = True
+            raise
+        finally:
+            self.runner.start_many(requests)
+        self.session.rollback()
+        self._timers.renew = min(self._timers.renew, time.monotonic() + self.settings.renew_seconds)
+
+    def _secrets_for(self, runs: list[ClaimedRun]) -> Mapping[int, dict[str, str] | KytecronError]:
+        jobs = {run.claim.job_id for run in runs if run.has_secrets}
+        return secrets.granted_to_jobs(self.session, self.settings, jobs) if jobs else {}
+
+    def _request(
+        self, run: ClaimedRun, granted: Mapping[str, str] | KytecronError, lease_until: float
+    ) -> RunRequest | None:
+        """What the runner needs; None where the run cannot start, whose ending is then recorded."""
+        if isinstance(granted, KytecronError):
+            # Another worker may have the key that is missing here: worth a retry.
+            self._cannot_start(run, granted, permanent=False)
+            return None
+        try:
+            code = self._code.get(run.content_hash)
+        except KytecronError as error:
+            self._cannot_start(run, error, permanent=True)
+            return None
+        return RunRequest(
+            execution_id=run.claim.execution_id,
+            job_id=run.claim.job_id,
+            job_name=run.job_name,
+            version=run.version or 0,
+            code=code,
+            parameters=run.parameters,
+            scheduled_time=run.scheduled_time.isoformat(),
+            attempt=run.claim.attempt + 1,
+            previous_status=run.previous_status,
+            timeout_seconds=run.timeout_seconds,
+            memory_limit_mb=run.memory_limit_mb,
+            cpu_limit_seconds=run.cpu_limit_seconds,
+            state=run.state,
+            secrets=dict(granted),
+            lease_until=lease_until,
+            stop_before_lease_end=not run.continues_without_contact,
+        )
+
+    def _cannot_start(self, run: ClaimedRun, error: KytecronError, *, permanent: bool) -> None:
+        problem = Outcome(Status.FAILED, error=f"cannot start: {error.message}", permanent=permanent)
+        self._ended.append((self._runs[run.claim.execution_id], problem))
+
+    # -- regular duties --------------------------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """Tell the registry that this worker is alive."""
+        now = time.monotonic()
+        if now < self._timers.report:
+            return
+        self._timers.report = now + self.settings.renew_seconds
+        with self._database("report"):
+            self._say_alive()
+
+    def _say_alive(self) -> None:
+        registry.report(
+            self.session,
+            self.worker_id,
+            self.settings,
+            running=len(self._runs),
+            draining=self._stopping_since is not None,
+            clock_skew_ms=round(self._skew.total_seconds() * 1000, 1),
+            statistics=self.statistics.as_dict(),
+        )
+
+    def _patrol(self) -> None:
+        """See to leases that ended, workers that are gone, held runs and jobs that have no slot yet."""
+        now = time.monotonic()
+        if now < self._timers.patrol:
+            return
+        self._timers.patrol = now + PATROL_SECONDS
+        with self._database("patrol"):
+            found = lifecycle.irregularities(self.session)
+            gone = registry.gone(self.session, found.holders - {self.worker_id})
+            self.session.rollback()
+            # Who was itself without the database gives the others time to renew before it judges them.
+            if gone or (found.expired and now >= self._judge_after):
+                reaped = lifecycle.reap(self.session, gone)
+                self.statistics.leases_expired += len(reaped)
+            if found.held:
+                lifecycle.release_waiting(self.session)
+            if found.unplanned:
+                lifecycle.adopt(self.session)
+
+    # -- shutdown --------------------------------------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+
+    def _follow_shutdown(self) -> None:
+        """Move on from running to draining to stopping, as signals and time demand."""
+        if self._stop_signals and self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+            self._timers.report = 0
+            log.info(
+                "stopping: %d running jobs have %g s to end", len(self._runs), self.settings.grace_seconds
+            )
+        if self._stopping_since is None or not self._runs:
+            return
+        if self._stop_signals > 1:
+            self._interrupt(grace_seconds=0)
+        elif time.monotonic() - self._stopping_since > self.settings.grace_seconds:
+            self._interrupt(grace_seconds=None)
+
+    def _interrupt(self, grace_seconds: float | None) -> None:
+        """Stop what runs; its rows are given back at once."""
+        for execution_id, held in self._runs.items():
+            if not held.cancelling or grace_seconds == 0:
+                held.cancelling = True
+                self.runner.stop(
+                    execution_id,
+                    Status.LOST,
+                    "its worker was shut down",
+                    interrupted=True,
+                    grace_seconds=grace_seconds,
+                )
+
+    # -- the database goes away and comes back ---------------------------------------------------------------
+
+    @contextmanager
+    def _database(self, what: str) -> Iterator[_Attempt]:
+        """Do something with the database; whatever goes wrong is noted, and the loop goes on."""
+        attempt = _Attempt()
+        try:
+            yield attempt
+        except Exception as error:  # bad rows, bad code and an absent database never stop the worker
+            attempt.failed = error
+            self._note_failure(what, error)
+        else:
+            self._failures = 0
+
+    def _note_failure(self, what: str, error: Exception) -> None:
+        self._failures += 1
+        try:
+            self.session.rollback()
+        except SQLAlchemyError:
+            self.session.close()
+        if _is_outage(error):
+            if self._outage_since is None:
+                self._outage_since = time.monotonic()
+                log.warning("the database is not available (%s): %s", what, _first_line(error))
+        elif db.is_row_conflict(error):
+            log.warning("%s has to wait: %s", what, _first_line(error))
+        else:
+            log.error("%s failed: %s", what, _first_line(error), exc_info=error)
+
+    def _probe(self) -> bool:
+        """Whether the database is back, and takes writes: it may be read-only, full or locked."""
+        try:
+            self._say_alive()
+        except Exception as error:
+            self._note_failure("probe", error)
+            return False
+        assert self._outage_since is not None
+        now = time.monotonic()
+        log.info("the database answers again after %.1f s", now - self._outage_since)
+        self._judge_after = now + self.settings.renew_seconds
+        self._outage_since = None
+        self._failures = 0
+        self._timers.renew = 0
+        return True
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """How something tried with the database went."""
+
+    failed: Exception | None = None
+
+
+class _CodeCache:
+    """Source code by its hash; the least recently used goes first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._size = 0
+        self._codes: OrderedDict[str, str] = OrderedDict()
+        self._unreadable: dict[str, Unreadable] = {}
+
+    def load(self, session: Session, hashes: set[str]) -> None:
+        """Fetch what is not here yet, in one statement."""
+        self._unreadable.clear()
+        for digest, code in versions.sources(session, hashes - self._codes.keys()).items():
+            if isinstance(code, Unreadable):
+                self._unreadable[digest] = code
+                continue
+            self._codes[digest] = code
+            self._size += len(code)
+
+    def get(self, digest: str | None) -> str:
+        """Code that was loaded. Raises NotFound for a job without code, Unreadable for a damaged content."""
+        if digest is None:
+            raise NotFound("the job has no code yet")
+        if digest in self._unreadable:
+            raise self._unreadable[digest]
+        if digest not in self._codes:
+            raise NotFound("the code of this version is gone")
+        self._codes.move_to_end(digest)
+        while self._size > self._limit and len(self._codes) > 1:
+            self._size -= len(self._codes.popitem(last=False)[1])
+        return self._codes[digest]
+
+
+def _seconds_until(moment: datetime | None, now: datetime) -> float:
+    return math.inf if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether the database is away, rather than one statement wrong."""
+    if isinstance(error, (db.CommitUnknown, OSError, PoolTimeout)):
+        return True
+    if db.is_row_conflict(error):
+        return False
+    return isinstance(error, (OperationalError, InterfaceError)) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+
+
+def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
+    """What is recorded instead of a result that the database refuses."""
+    problem = f"the result cannot be stored: {_first_line(error)}"
+    return Outcome(Status.FAILED, error=problem, exit_code=outcome.exit_code, duration_ms=outcome.duration_ms)
+
+
+def _first_line(error: Exception) -> str:
+    return (
+        str(getattr(error, "orig", None) or error).splitlines()[0][:300]
+        if str(error)
+        else type(error).__name__
+    )
+
+
+def _job_directory(settings: Settings) -> Path:
+    return settings.instance_path / "jobs"
+
+
+def hide_environment() -> None:
+    """Keep job processes, which run as the same user, from reading this process's memory and environment."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

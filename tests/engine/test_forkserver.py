@@ -1,0 +1,112 @@
+"""The fork server stays small, and sees and keeps nothing that a job must not have."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.runs import Runs, is_alive, wait_until
+
+ROOT = Path(__file__).parents[2]
+NOOP = "class Job(CronJobBase):\n    def execute(self): pass"
+
+
+def status_of(pid: int | None) -> dict[str, str]:
+    return dict(re.findall(r"(\w+):\s+(\S+)", Path(f"/proc/{pid}/status").read_text()))
+
+
+def test_it_is_small_and_has_one_thread_and_no_sockets_but_to_its_worker(runs: Runs) -> None:
+    assert runs.run("return 1").result == 1
+    status = status_of(runs.runner.server_pid)
+    assert int(status["VmRSS"]) <= 20 * 1024
+    assert status["Threads"] == "1"
+    links = [os.readlink(fd) for fd in Path(f"/proc/{runs.runner.server_pid}/fd").iterdir()]
+    assert sum(link.startswith("socket:") for link in links) == 1
+
+
+def test_a_running_job_costs_little_memory_of_its_own(runs: Runs) -> None:
+    execution_id = runs.start("print('up', flush=True); time.sleep(60)")
+    wait_until(lambda: runs.runner.take_output(execution_id))
+    rollup = Path(f"/proc/{runs.pid(execution_id)}/smaps_rollup").read_text()
+    private = sum(int(size) for size in re.findall(r"Private_\w+:\s+(\d+)", rollup))
+    assert private <= 5 * 1024
+
+
+def test_it_does_not_grow_with_the_runs_and_leaves_no_descriptors(runs: Runs) -> None:
+    def run_many(count: int) -> None:
+        requests = [runs.request(NOOP) for _ in range(count)]
+        runs.runner.start_many(requests)
+        for request in requests:
+            runs.outcome(request.execution_id, 60)
+
+    def used() -> tuple[int, int, int]:
+        server = runs.runner.server_pid
+        memory = int(status_of(server)["VmRSS"])
+        return memory, len(os.listdir(f"/proc/{server}/fd")), len(os.listdir("/proc/self/fd"))
+
+    run_many(20)
+    before = used()
+    run_many(100)
+    after = used()
+    assert after[0] <= before[0] + 512
+    assert after[1:] == before[1:]
+
+
+def test_it_loads_no_third_party_modules_and_nothing_that_runs_at_a_fork(runs: Runs) -> None:
+    loaded = runs.run("return sorted(sys.modules)").result
+    unwanted = {
+        "sqlalchemy",
+        "flask",
+        "pydantic",
+        "threading",
+        "logging",
+        "random",
+        "subprocess",
+        "asyncio",
+        "typing",
+    }
+    assert not unwanted & set(loaded)
+
+
+def test_importing_kytecron_loads_next_to_nothing() -> None:
+    code = "import sys, kytecron; before = set(sys.modules); kytecron.CronJobBase; print(*sys.modules)"
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert "kytecron.job" in loaded
+    assert [name for name in loaded if name.startswith("kytecron.")] == ["kytecron.job"]
+    assert not {"sqlalchemy", "flask", "typing", "logging", "json"} & set(loaded)
+
+
+@pytest.mark.parametrize("number", [1, 2, 15], ids=["SIGHUP", "SIGINT", "SIGTERM"])
+def test_a_signal_to_the_whole_service_does_not_end_it_early(runs: Runs, number: int) -> None:
+    """A service manager or a terminal signals every process; the runs are the worker's to stop."""
+    server = runs.runner.server_pid
+    assert server is not None
+    os.kill(server, number)
+    assert runs.run("return 1").result == 1
+    assert runs.runner.server_pid == server
+
+
+def test_a_fork_server_that_hangs_is_replaced(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kytecron.engine.server.ORDER_SECONDS", 0.2)
+    runs = make_runs()
+    stuck = runs.runner.server_pid
+    assert stuck is not None
+    os.kill(stuck, 19)  # SIGSTOP
+    requests = [runs.request(NOOP) for _ in range(400)]  # more than its socket takes
+    runs.runner.start_many(requests)
+    outcome = runs.outcome(requests[0].execution_id)
+    assert (
+        outcome.error
+        == "the process that starts the jobs took no orders for 0.2 s, and this run was killed with it"
+    )
+    assert not is_alive(stuck)
+    assert runs.run("return 'goes on'").result == "goes on"

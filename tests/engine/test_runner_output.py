@@ -1,0 +1,254 @@
+"""What a job prints: in order, live, clean, masked, and within bounds."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kytecron.core.states import Status
+from kytecron.engine.output import MASKED, PIECE, Mask, Output
+from kytecron.engine.runner import Ended
+from tests.runs import Runs, is_alive, wait_until
+
+
+def printed(*pieces: bytes, limit: int = 10_000, secrets: tuple[str, ...] = ()) -> str:
+    output = Output(limit, Mask(secrets))
+    for piece in pieces:
+        output.feed(piece)
+    output.finish()
+    return output.rest()[0]
+
+
+def test_invalid_utf8_and_nul_are_made_visible() -> None:
+    assert printed(b"a\0b \xff\xfe caf\xc3\xa9") == "a␀b \\xff\\xfe café"
+
+
+def test_a_character_split_across_reads_stays_whole() -> None:
+    snowman = "☃".encode()
+    assert printed(*(snowman[i : i + 1] for i in range(3))) == "☃"
+    assert printed(snowman[:2], b"x") == "\\xe2\\x98x"
+    assert printed(snowman[:2]) == "\\xe2\\x98"
+
+
+def test_any_bytes_in_any_pieces_come_out_the_same() -> None:
+    chance = random.Random(7)
+    secrets = ("secret!", "secret", "cret!x", "xsecret!secretx")
+    alphabet = [b"secret!", b"sec", b"ret", b"x", b"!", "é☃𝄞".encode(), b"\xff", b"\0", b"\n", b"plain text "]
+    for _ in range(200):
+        data = b"".join(chance.choices(alphabet, k=30))
+        cuts = sorted(chance.choices(range(len(data)), k=5))
+        pieces = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+        assert printed(*pieces, secrets=secrets) == printed(data, secrets=secrets)
+        assert "secret" not in printed(*pieces, secrets=secrets)
+
+
+def test_secrets_are_masked_also_across_pieces_and_in_other_spellings() -> None:
+    secrets = ('pass"word\n', "hunter22", "hunter", "abc")
+    assert printed(b"hun", b"ter", b"22 hunter hunt", secrets=secrets) == f"{MASKED} {MASKED} hunt"
+    assert (
+        Mask(secrets).text('pass"word\n ' + repr('pass"word\n') + r" pass\"word\n")
+        == f"{MASKED} '{MASKED}' {MASKED}"
+    )
+    assert Mask(secrets).text("abc is too short to be masked") == "abc is too short to be masked"
+    masked = Mask(secrets).value({"hunter22": ["x hunter22", 1, None, {"deep": "hunter22"}]})
+    assert masked == {MASKED: [f"x {MASKED}", 1, None, {"deep": MASKED}]}
+
+
+def test_text_that_no_database_could_store_is_made_storable() -> None:
+    assert Mask().text("nul \0, half a pair \ud800, fine ☃") == "nul ␀, half a pair \\ud800, fine ☃"
+
+
+def take_all(output: Output) -> list[tuple[str, bool]]:
+    taken = []
+    while piece := output.take():
+        taken.append((piece.text, piece.tail))
+        if not piece.more:
+            break
+    return taken
+
+
+def test_the_head_is_taken_exactly_once_in_bounded_pieces() -> None:
+    output = Output(8 * PIECE, Mask())
+    text = "é" * (PIECE - 1) + "\n"
+    output.feed(text.encode())
+    pieces = take_all(output)
+    assert "".join(piece for piece, _ in pieces) == text
+    assert all(len(piece.encode()) <= PIECE and not tail for piece, tail in pieces)
+    assert output.take() is None
+    output.feed(b"more")
+    output.finish()
+    assert output.rest() == ("more", False)
+
+
+def test_the_first_and_the_last_half_are_kept_with_a_line_on_what_was_cut() -> None:
+    lines = b"".join(b"line %06d\n" % n for n in range(1000))  # 12 bytes each
+    output = Output(2400, Mask())
+    output.feed(lines)
+    output.finish()
+    text, replaces = output.rest()
+    assert replaces
+    assert text == f"{lines[:1200].decode()}[... 9,600 bytes cut ...]\n{lines[-1200:].decode()}"
+    assert output.printed == 12_000
+
+
+def test_nothing_is_cut_below_the_limit() -> None:
+    output = Output(2400, Mask())
+    output.feed(b"x" * 2400)
+    output.finish()
+    assert output.rest() == ("x" * 2400, True)
+
+
+def test_live_pieces_after_the_head_show_the_newest_and_are_replaced_at_the_end() -> None:
+    output = Output(8 * PIECE, Mask())
+    head = b"h" * (4 * PIECE)
+    output.feed(head)
+    assert "".join(text for text, _ in take_all(output)) == head.decode()
+    output.feed(b"a" * 100)
+    assert take_all(output) == [("a" * 100, True)]
+    output.feed(b"b" * PIECE + b"c" * PIECE)
+    assert take_all(output) == [
+        (f"\n[... {PIECE:,} bytes not shown while the job runs ...]\n{'c' * PIECE}", True)
+    ]
+    assert output.take() is None
+    output.feed(b"d" * 6 * PIECE)
+    output.finish()
+    text, replaces = output.rest()
+    assert replaces
+    assert text == f"\n[... {100 + 4 * PIECE:,} bytes cut ...]\n{'d' * 4 * PIECE}"
+
+
+def test_a_cut_never_splits_a_character() -> None:
+    for limit in range(20, 40):
+        text = printed("☃".encode() * 100, limit=limit)
+        head, note, tail = text.splitlines()
+        assert set(head) == set(tail) == {"☃"}
+        assert len(head.encode()) + len(tail.encode()) <= limit
+        assert note == f"[... {300 - len(head.encode()) - len(tail.encode())} bytes cut ...]"
+
+
+def test_the_two_streams_come_in_the_order_they_were_written(runs: Runs) -> None:
+    body = """
+    for n in range(100):
+        print("out", n)
+        print("err", n, file=sys.stderr)
+        os.system(f"echo sub {n}")
+    """
+    lines = [f"{stream} {n}" for n in range(100) for stream in ("out", "err", "sub")]
+    assert runs.run(body).output.splitlines() == lines
+
+
+def test_output_is_there_while_the_job_runs(runs: Runs) -> None:
+    execution_id = runs.start("print('first line')\ntime.sleep(60)")
+    chunk = wait_until(lambda: runs.runner.take_output(execution_id), 5)
+    assert (chunk.text, chunk.tail, chunk.more) == ("first line\n", False, False)
+    assert runs.runner.take_output(execution_id) is None
+    runs.runner.stop(execution_id, Status.CANCELLED, "enough")
+    assert runs.outcome(execution_id).output == ""
+
+
+def test_odd_bytes_and_logging_reach_the_worker(runs: Runs) -> None:
+    body = """
+    import logging
+    sys.stdout.buffer.write(b"\\0 \\xe2\\x98"); sys.stdout.flush()
+    time.sleep(0.05)
+    sys.stdout.buffer.write(b"\\x83 \\xff\\n"); sys.stdout.flush()
+    print("half a pair", "\\ud800")
+    logging.getLogger("shop").info("sold %d", 3)
+    logging.getLogger("shop").debug("not shown")
+    logging.basicConfig(level=logging.DEBUG, format="mine: %(message)s", stream=sys.stdout)
+    logging.debug("shown")
+    """
+    first, second, third, fourth = runs.run(body).output.splitlines()
+    assert first == "␀ ☃ \\xff"
+    assert second == "half a pair \\ud800"
+    assert third.endswith("Z INFO shop: sold 3")
+    assert fourth == "mine: shown"
+
+
+def test_a_job_that_closes_its_output_goes_on(runs: Runs) -> None:
+    outcome = runs.run("print('x', flush=True); os.close(1); os.close(2); time.sleep(0.2); return 'quiet'")
+    assert (outcome.result, outcome.output) == ("quiet", "x\n")
+
+
+def test_secrets_are_masked_in_all_that_a_run_leaves(runs: Runs) -> None:
+    body = """
+    token = self.secrets["token"]
+    print("the token is", token)
+    sys.stdout.write(token[:5]); sys.stdout.flush(); time.sleep(0.05); print(token[5:])
+    """
+    secrets = {"token": "hunter22-hunter22", "pin": "12"}
+    completed = runs.run(f"{body}self.state['t'] = token; return {{'token': token}}", secrets=secrets)
+    assert completed.output == "the token is ***\n***\n"
+    assert completed.result == {"token": "***"}
+    assert completed.state == {"t": "hunter22-hunter22"}  # the job's own
+    failed = runs.run(f"{body}raise ValueError(token)", secrets=secrets)
+    assert failed.error == "ValueError: ***"
+    assert "hunter22" not in str(failed)
+    skipped = runs.run(f"{body}raise SkipRun(token)", secrets=secrets)
+    assert skipped.skipped_reason == "***"
+
+
+def test_200_megabytes_leave_the_worker_small_and_other_runs_alone(make_runs: Callable[..., Runs]) -> None:
+    runs = make_runs()
+    assert runs.run("return 1").result == 1
+    before = resident_mb()
+    body = "line = 'x' * 999\nfor _ in range(200_000): print(line)"
+    execution_id = runs.start(body)
+    live, highest, quick = 0, 0.0, []
+    while not runs.of(Ended, execution_id):
+        runs.collect()
+        while (chunk := runs.runner.take_output(execution_id)) is not None:
+            live += len(chunk.text)
+            if not chunk.more:
+                break
+        highest = max(highest, resident_mb())
+        begun = time.monotonic()
+        assert runs.run("return 1").result == 1
+        quick.append(time.monotonic() - begun)
+    outcome = runs.outcome(execution_id)
+    assert outcome.output_bytes == 200_000_000
+    assert outcome.output_replaces_tail
+    assert "[... 189,514,240 bytes cut ...]" in outcome.output
+    assert live > 5 * 1024 * 1024
+    assert highest - before < 30
+    assert sorted(quick)[len(quick) // 2] < 0.5
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 1024 / 1024
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_job_never_waits_for_its_output_to_be_taken(make_runs: Callable[..., Runs], taken: bool) -> None:
+    """Nobody takes it while the database is away: the bounds hold, and the job ends as soon as it would."""
+    runs = make_runs(output_limit_bytes=100_000)
+    execution_id = runs.start("for n in range(50_000): print(n)")
+    if taken:
+        wait_until(lambda: runs.runner.take_output(execution_id))
+    outcome = runs.outcome(execution_id, 30)
+    assert outcome.status is Status.COMPLETED
+    assert outcome.output.endswith("49998\n49999\n")
+    assert len(outcome.output) <= 100_100
+    assert outcome.output.startswith("0\n1\n") is not taken
+
+
+def test_a_run_that_cannot_be_supervised_harms_no_other(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Output.feed
+
+    def fail_on_poison(self: Output, data: bytes) -> None:
+        if b"poison" in data:
+            raise ZeroDivisionError
+        feed(self, data)
+
+    monkeypatch.setattr(Output, "feed", fail_on_poison)
+    poisoned = runs.start("while True: print('poison'); time.sleep(0.01)")
+    pid = runs.pid(poisoned)
+    assert runs.run("print('fine'); return 1").output == "fine\n"
+    assert runs.outcome(poisoned).status is Status.FAILED
+    assert not is_alive(pid)

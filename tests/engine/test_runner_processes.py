@@ -1,0 +1,340 @@
+"""A run is over when its processes are; nobody outlives the worker; no run can harm another."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kytecron.core.states import Status
+from kytecron.engine.runner import Ended, Runner
+from tests.runs import Runs, is_alive, wait_until
+
+ESCAPE = """
+    def stay():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        while True: time.sleep(1)
+
+    def escape():
+        # A grandchild in a session of its own whose parent is gone: neither group nor parent leads to it.
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                with open("escaped.tmp", "w") as file: file.write(str(os.getpid()))
+                os.rename("escaped.tmp", "escaped")
+                stay()
+            os._exit(0)
+        while not os.path.exists("escaped"): time.sleep(0.005)
+"""
+
+
+def job(execute: str, definitions: str = ESCAPE) -> str:
+    return (
+        "import os, signal, sys, time\n"
+        f"{textwrap.dedent(definitions)}\n"
+        f"class Job(CronJobBase):\n    def execute(self):\n{textwrap.indent(textwrap.dedent(execute), ' ' * 8)}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("return 1", Status.COMPLETED),
+        ("raise ValueError", Status.FAILED),
+        ("os._exit(0)", Status.FAILED),
+        ("os.kill(os.getpid(), signal.SIGKILL)", Status.FAILED),
+        ("time.sleep(60)", Status.TIMEOUT),
+    ],
+)
+def test_what_a_job_leaves_behind_dies_with_its_run(runs: Runs, ending: str, status: Status) -> None:
+    outcome = runs.run(job(f"escape()\n{ending}"), timeout_seconds=1)
+    assert outcome.status is status
+    # Not a moment later: when the end is reported it is gone.
+    assert not is_alive(int(runs.file("escaped")))
+
+
+def test_what_is_left_behind_does_not_delay_other_runs_for_long(runs: Runs) -> None:
+    escaping = [runs.start(job("if os.fork() == 0: stay()\nreturn 1")) for _ in range(5)]
+    plain = [runs.start("return 2") for _ in range(5)]
+    assert [runs.outcome(execution_id).result for execution_id in escaping + plain] == [1] * 5 + [2] * 5
+
+
+def test_a_tree_that_keeps_forking_is_brought_down(runs: Runs) -> None:
+    execute = """
+    if os.fork() == 0:
+        for _ in range(200):
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+            time.sleep(0.001)
+        stay()
+    time.sleep(0.05)
+    """
+    assert runs.run(job(execute)).status is Status.COMPLETED
+    wait_until(lambda: not Path(children_of(runs.runner.server_pid)).read_text())
+
+
+def children_of(pid: int | None) -> str:
+    return f"/proc/{pid}/task/{pid}/children"
+
+
+def test_a_forked_copy_cannot_report_the_end(runs: Runs) -> None:
+    execute = """
+    pid = os.fork()
+    if pid == 0:
+        return "the copy's"
+    assert os.waitpid(pid, 0)[1] == 0
+    return "the job's"
+    """
+    outcome = runs.run(job(execute))
+    assert (outcome.status, outcome.result) == (Status.COMPLETED, "the job's")
+    assert len([event for event in runs.events if isinstance(event, Ended)]) == 1
+
+
+def test_a_forked_copy_that_raises_shows_its_trace_and_is_not_torn_down(runs: Runs) -> None:
+    code = """
+    import os
+    class Job(CronJobBase):
+        def execute(self):
+            pid = os.fork()
+            if pid == 0:
+                raise ValueError("in the copy")
+            return os.waitpid(pid, 0)[1] >> 8
+        def tear_down(self):
+            print("torn down")
+    """
+    outcome = runs.run(code)
+    assert outcome.result == 1
+    assert outcome.output.count("torn down") == 1
+    assert "ValueError: in the copy" in outcome.output
+
+
+def test_a_forked_copy_cannot_use_the_channel(runs: Runs) -> None:
+    execute = """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            self.heartbeat()
+        except RuntimeError as error:
+            print(error)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return self.heartbeat()
+    """
+    outcome = runs.run(job(execute))
+    assert outcome.output == "only the job's own process can talk to the worker, not one that it forked\n"
+    assert outcome.result is True
+
+
+def test_multiprocessing_works(runs: Runs) -> None:
+    """A pool ends its workers with SIGTERM, some of them in the moment of their fork, and waits for them."""
+    code = """
+    import multiprocessing
+    def double(n):
+        return 2 * n
+    class Job(CronJobBase):
+        def execute(self):
+            for _ in range(25):
+                with multiprocessing.Pool(4) as pool:
+                    doubled = pool.map(double, range(4))
+            return doubled
+    """
+    outcome = runs.run(code, timeout_seconds=12)
+    assert outcome.result == [0, 2, 4, 6]
+    assert outcome.output == ""
+
+
+def test_a_forked_copy_takes_sigterm_as_any_process(runs: Runs) -> None:
+    execute = """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            time.sleep(60)
+        finally:
+            print("not an exception in the copy")
+    os.kill(pid, signal.SIGTERM)
+    return os.waitpid(pid, 0)[1]
+    """
+    outcome = runs.run(job(execute))
+    assert (outcome.result, outcome.output) == (signal.SIGTERM, "")
+
+
+def test_a_job_that_closes_its_descriptors_still_reports_its_end(runs: Runs) -> None:
+    execute = """
+    import resource
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    for fd in range(3, 1024):
+        try: os.close(fd)
+        except OSError: pass
+    files = [open("/dev/null") for _ in range(50)]
+    assert self.heartbeat()
+    return "reported"
+    """
+    assert runs.run(job(execute)).result == "reported"
+
+
+def test_a_job_that_closes_its_channel_all_the_same_fails_and_says_why(runs: Runs) -> None:
+    outcome = runs.run("os.closerange(3, 100_000); return 1")
+    assert (outcome.status, outcome.error) == (Status.FAILED, "exited with status 1")
+    assert "OSError: [Errno 9] Bad file descriptor" in outcome.output
+
+
+def test_a_job_finds_no_descriptors_but_its_own(runs: Runs) -> None:
+    listing = "[fd for fd in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + fd)]"
+    idle = runs.start("time.sleep(60)")
+    runs.pid(idle)
+    found = runs.run(f"return {listing}").result
+    assert [int(fd) for fd in found if int(fd) > 3 and int(fd) != 4095] == []
+
+
+def test_a_job_sees_nothing_of_the_workers_environment(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KYTECRON_DATABASE_URL", "mysql://root:hunter22@db/kytecron")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter22")
+    monkeypatch.setenv("LC_TIME", "C")
+    monkeypatch.setenv("PYTHONPATH", "relative")
+    runs = make_runs()
+    body = "return [dict(os.environ), open('/proc/self/environ').read(), open(f'/proc/{os.getppid()}/environ').read()]"
+    seen, own, parents = runs.run(body).result
+    assert "hunter22" not in json.dumps([seen, own, parents])
+    assert not [name for name in seen if name.startswith("KYTECRON_")]
+    assert seen["PATH"] == os.environ["PATH"]
+    assert seen["LC_TIME"] == "C"
+    assert seen["PYTHONPATH"] == os.path.abspath("relative")
+
+
+def test_a_job_runs_in_the_job_directory_in_a_session_of_its_own(runs: Runs) -> None:
+    body = "return [os.getcwd(), os.getsid(0) == os.getpid() == os.getpgid(0), os.umask(0), sys.stdin.read(), sys.argv]"
+    assert runs.run(body).result == [str(runs.directory), True, 0o022, "", ["<job 12 v3>"]]
+
+
+def test_each_run_has_its_own_random_numbers(runs: Runs) -> None:
+    body = "import random, uuid\nreturn [random.random(), str(uuid.uuid4())]"
+    first, second = runs.run(body).result, runs.run(body).result
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+
+
+def test_a_job_that_kills_the_fork_server_ends_its_runs_but_not_the_runner(runs: Runs) -> None:
+    bystander = runs.start(job("escape()\ntime.sleep(60)"))
+    escaped = int(runs.file("escaped"))
+    pids = [runs.pid(bystander), escaped]
+    killer = runs.start("os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
+    for execution_id in (killer, bystander):
+        outcome = runs.outcome(execution_id)
+        assert outcome.status is Status.FAILED
+        assert outcome.error == (
+            "the process that starts the jobs was killed by signal 9 (SIGKILL), and this run was killed with it"
+        )
+    assert [pid for pid in pids if is_alive(pid)] == []
+    assert runs.run("return 'goes on'").result == "goes on"
+
+
+def test_a_run_that_had_reported_its_end_survives_the_death_of_the_fork_server(runs: Runs) -> None:
+    server = runs.runner.server_pid
+    execution_id = runs.start("os.kill(os.getppid(), signal.SIGSTOP)\nreturn 'done'")
+    pid = wait_until(lambda: Path(children_of(server)).read_text().split())[0]
+    wait_until(lambda: not is_alive(int(pid)))
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    outcome = runs.outcome(execution_id)
+    assert (outcome.status, outcome.result) == (Status.COMPLETED, "done")
+
+
+def test_a_fork_server_that_cannot_start_fails_the_run_with_the_cause(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kytecron.engine.server.BOOT", "import sys; sys.exit(7)")
+    runs = make_runs()
+    outcome = runs.run("return 1")
+    assert outcome.status is Status.FAILED
+    assert "exited with status 7" in (outcome.error or "")
+
+
+def test_no_room_for_another_process_fails_the_run_with_the_cause(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", no_more)
+    outcome = runs.run("return 1")
+    assert outcome.error == "cannot start a process: Too many open files"
+
+
+RUNNER = """
+import sys, time
+from tests.runs import Runs
+from pathlib import Path
+runs = Runs(Path(sys.argv[1]), lease_margin_seconds=0)
+from kytecron.engine.child import boot_time
+runs.start(sys.argv[2], lease_until=boot_time() + float(sys.argv[3]))
+print(runs.pid(1), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def runner_process(
+    tmp_path: Path,
+) -> Iterator[Callable[[str, float], tuple[subprocess.Popen[str], int, int]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, lease: float) -> tuple[subprocess.Popen[str], int, int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER, str(tmp_path), code, str(lease)],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        started.append(process)
+        assert process.stdout is not None
+        leader = int(process.stdout.readline())
+        escaped = int(
+            wait_until(lambda: (tmp_path / "escaped").exists() and (tmp_path / "escaped").read_text())
+        )
+        return process, leader, escaped
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+RunnerProcess = Callable[[str, float], tuple[subprocess.Popen[str], int, int]]
+
+
+def test_sigkill_of_the_supervising_process_takes_everything_with_it(runner_process: RunnerProcess) -> None:
+    process, leader, escaped = runner_process(job("escape()\nstay()"), 600)
+    server = int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1])
+    assert is_alive(leader)
+    assert is_alive(escaped)
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, (leader, escaped, server))), 3)
+
+
+def test_a_lease_ends_on_time_while_the_supervising_process_is_stopped(runner_process: RunnerProcess) -> None:
+    process, leader, escaped = runner_process(job("escape()\nstay()"), 2)
+    process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: not is_alive(leader) and not is_alive(escaped), 4)
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_close_leaves_nothing_behind(runs: Runs) -> None:
+    execution_id = runs.start(job("escape()\nstay()"))
+    pids = [runs.pid(execution_id), int(runs.file("escaped")), runs.runner.server_pid]
+    runner: Runner = runs.runner
+    runner.close()
+    assert [pid for pid in pids if is_alive(pid)] == []
+    runner.close()

@@ -1,0 +1,259 @@
+"""The worker as its users run it: `python worker.py` on a real database."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from kytecron.config import Settings
+from kytecron.services import deadletters, lifecycle
+from kytecron.services.audit import Actor
+from kytecron.services.jobs import CronJobManager
+from kytecron.store.models import CronJob, CronJobOutput, CronWorkerRecord
+from tests.workers import (
+    Journal,
+    WorkerProcess,
+    alive,
+    executions,
+    make_job,
+    printed,
+    wait_for,
+    wait_for_statuses,
+    working,
+)
+
+ANNA = Actor("anna")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+def test_a_job_runs_on_time_slot_after_slot(settings: Settings, session: Session, journal: Journal) -> None:
+    job = make_job(session, journal.code(), schedule_type="interval", interval_seconds=1)
+    with working(settings) as worker:
+        wait_for(lambda: len(journal.entries("end")) >= 3, "three runs")
+        statistics = worker.stop()
+    assert statistics["completed"] >= 3
+    assert statistics["failed"] == 0
+    ran = [run for run in executions(session, job) if run.status == "completed"]
+    assert len({run.scheduled_time for run in ran}) == len(ran)
+    since_first = [(run.scheduled_time - ran[0].scheduled_time).total_seconds() for run in ran]
+    assert all(seconds == int(seconds) for seconds in since_first), "slots lie on anchor + k * interval"
+
+
+def test_a_triggered_run_starts_without_waiting_for_a_slot(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code())
+    with working(settings):
+        lifecycle.trigger(session, job.id, parameters={"n": 1}, actor=ANNA)
+        (run,) = wait_for_statuses(session, job, "completed")
+    assert run.duration_ms is not None
+    assert run.memory_peak_mb
+    assert run.exit_code == 0
+
+
+def test_a_failing_job_is_retried_then_set_aside_then_recovered(settings: Settings, session: Session) -> None:
+    code = """
+class Fails(CronJobBase):
+    def execute(self):
+        print("trying")
+        raise ValueError("no")
+"""
+    job = make_job(
+        session, code, schedule_type="interval", interval_seconds=3600, max_retries=2, retry_delay_seconds=1
+    )
+    with working(settings):
+        runs = wait_for_statuses(session, job, "failed", "failed", "failed")
+        for before, after, delay in ((runs[0], runs[1], 1), (runs[1], runs[2], 2)):
+            assert before.completed_at is not None
+            assert after.due_time is not None
+            assert after.started_at is not None
+            assert (after.due_time - before.completed_at).total_seconds() == delay
+            assert after.started_at >= after.due_time
+        assert runs[2].error == "ValueError: no"
+        assert printed(session, runs[2]) == "trying\n"
+        session.refresh(job)
+        assert job.in_dead_letter_queue
+        deadletters.recover(session, job.id, ANNA)
+        wait_for(lambda: len(executions(session, job)) > 3, "a run after the recovery")
+
+
+def test_after_a_roll_back_the_next_run_uses_the_old_version(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code("first = True"))
+    manager = CronJobManager(session)
+    manager.update_code(job.id, journal.code("second = True"))
+    with working(settings):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed")
+        manager.rollback(job.id, 1)
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed", "completed")
+    assert [entry["version"] for entry in journal.entries("end")] == [2, 1]
+
+
+def test_a_running_job_can_be_cancelled(settings: Settings, session: Session, journal: Journal) -> None:
+    job = make_job(session, journal.code("time.sleep(60)"))
+    with working(settings):
+        run = lifecycle.trigger(session, job.id, actor=ANNA)
+        (entry,) = wait_for(lambda: journal.entries("start"))
+        lifecycle.cancel(session, run.id, ANNA, "wrong day")
+        (run,) = wait_for_statuses(session, job, "cancelled")
+        assert run.error == "cancelled by anna: wrong day"
+        assert not alive(entry["pid"])
+
+
+def test_a_sleeping_job_that_exceeds_its_time_is_stopped(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code("time.sleep(60)"), timeout_seconds=1, max_retries=0)
+    with working(settings):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        (run,) = wait_for_statuses(session, job, "timeout")
+    assert run.error is not None
+    assert "1 s" in run.error
+
+
+def test_output_can_be_read_while_the_job_runs(settings: Settings, session: Session) -> None:
+    code = (
+        "import time\nclass Talks(CronJobBase):\n    def execute(self):\n"
+        "        print('early')\n        self.progress(50, 'half')\n        time.sleep(60)\n"
+    )
+    job = make_job(session, code)
+    with working(settings):
+        run = lifecycle.trigger(session, job.id, actor=ANNA)
+
+        def seen() -> bool:
+            (now,) = executions(session, job)
+            text = session.scalar(sa.select(CronJobOutput.text).where(CronJobOutput.execution == run.id))
+            return text == "early\n" and now.progress_percent == 50 and now.status == "running"
+
+        wait_for(seen, "output and progress of a running job")
+
+
+def test_a_job_keeps_state_triggers_another_and_reads_its_result(
+    settings: Settings, session: Session
+) -> None:
+    child = make_job(
+        session, "class C(CronJobBase):\n    def execute(self):\n        return 42\n", name="child"
+    )
+    code = """
+class P(CronJobBase):
+    def execute(self):
+        self.state["n"] = self.state.get("n", 0) + 1
+        if self.state["n"] == 1:
+            self.api.trigger("child")
+        else:
+            return self.api.latest_result("child")["result"]
+"""
+    parent = make_job(session, code)
+    with working(settings):
+        lifecycle.trigger(session, parent.id, actor=ANNA)
+        wait_for_statuses(session, parent, "completed")
+        wait_for_statuses(session, child, "completed")
+        lifecycle.trigger(session, parent.id, actor=ANNA)
+        *_, run = wait_for_statuses(session, parent, "completed", "completed")
+        assert run.result == 42
+
+
+def test_a_job_without_code_fails_with_words_and_the_worker_goes_on(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    bare = CronJob(name="no code", schedule_type="manual")
+    session.add(bare)
+    session.commit()
+    good = make_job(session, journal.code())
+    with working(settings):
+        lifecycle.trigger(session, bare.id, actor=ANNA)
+        (run,) = wait_for_statuses(session, bare, "failed")
+        assert run.error == "cannot start: the job has no code yet"
+        lifecycle.trigger(session, good.id, actor=ANNA)
+        wait_for_statuses(session, good, "completed")
+
+
+def test_sigterm_waits_for_a_running_job_and_claims_nothing_new(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code("time.sleep(1.5)"))
+    other = make_job(session, journal.code())
+    with working(settings) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for(lambda: journal.entries("start"))
+        worker.signal(signal.SIGTERM)
+        wait_for(lambda: "stopping" in worker.log())
+        lifecycle.trigger(session, other.id, actor=ANNA)
+        statistics = worker.ended()
+    assert statistics["completed"] == 1
+    wait_for_statuses(session, job, "completed")
+    wait_for_statuses(session, other, "pending")
+
+
+def test_a_second_signal_stops_now_and_gives_the_run_back(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code("time.sleep(60)"))
+    with working(settings) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        (entry,) = wait_for(lambda: journal.entries("start"))
+        worker.signal(signal.SIGTERM)
+        wait_for(lambda: "stopping" in worker.log())
+        worker.signal(signal.SIGTERM)
+        worker.ended()
+        assert not alive(entry["pid"])
+        wait_for_statuses(session, job, "lost", "pending")
+        session.refresh(job)
+        assert (job.in_dead_letter_queue, job.consecutive_failures) == (False, 0)
+
+
+def test_a_killed_workers_run_starts_again_on_the_same_machine_within_seconds(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    body = "time.sleep(60 if self.execution.attempt == 1 else 0)"
+    job = make_job(session, journal.code(body), retry_strategy="immediate")
+    with working(settings) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        (entry,) = wait_for(lambda: journal.entries("start"))
+        worker.kill()
+    wait_for(lambda: not alive(entry["pid"]), "the job to die with its worker")
+    with working(settings):
+        lost, _ = wait_for_statuses(session, job, "lost", "completed")
+    assert lost.error is not None
+    assert "process is gone" in lost.error
+
+
+def test_a_drained_worker_ends_when_nothing_is_due(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code())
+    lifecycle.trigger(session, job.id, actor=ANNA)
+    assert WorkerProcess(settings, "--drain").ended()["completed"] == 1
+
+
+def test_a_worker_is_known_while_it_works_and_signs_off(settings: Settings, session: Session) -> None:
+    def record() -> CronWorkerRecord | None:
+        session.rollback()
+        return session.scalar(sa.select(CronWorkerRecord).execution_options(populate_existing=True))
+
+    with working(settings, "--tags", "gpu,eu") as worker:
+        known = wait_for(record)
+        assert known is not None
+        assert (known.pid, known.tags, known.stopped_at) == (worker.pid, "eu,gpu", None)
+        worker.stop()
+    known = record()
+    assert known is not None
+    assert known.stopped_at is not None
+
+
+def test_an_unmigrated_database_is_told_with_the_command_to_run(tmp_path: Path) -> None:
+    worker = WorkerProcess(Settings(instance_path=tmp_path / "fresh"))
+    worker.process.communicate(timeout=30)
+    assert worker.process.returncode == 2
+    assert "flask --app wsgi db upgrade" in worker.log()
