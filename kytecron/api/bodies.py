@@ -1,0 +1,161 @@
+"""Reading a request: JSON more strictly than `json.loads` does, and query parameters; both into a model."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from flask import request
+from pydantic import BaseModel, ValidationError
+
+from ..core.errors import Invalid
+from ..core.jobspec import field_messages
+from ..services import transfer
+from .errors import Malformed, UnsupportedMediaType
+
+Model = TypeVar("Model", bound=BaseModel)
+
+YAML = "application/yaml"
+MAX_DEPTH = 32
+LARGEST = 2**63 - 1
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""NUL, and halves of characters."""
+
+
+def read_body(model: type[Model], yaml_too: bool = False) -> Model:
+    """The request's JSON object as a model; with `yaml_too` it may be YAML.
+
+    Raises Malformed, UnsupportedMediaType, and Invalid with a message for each wrong field.
+    """
+    data = request.get_data(cache=False)
+    if not data and not any(field.is_required() for field in model.model_fields.values()):
+        return model()
+    if yaml_too and request.mimetype == YAML:
+        return validated(model, _parse_yaml(data))
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    return validated(model, _parse(data))
+
+
+def read_query(model: type[Model]) -> Model:
+    """The request's query parameters as a model. Raises Invalid; an unknown parameter is one, too."""
+    lists = {field.alias or name for name, field in model.model_fields.items() if _is_list(field.annotation)}
+    given: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for name, values in request.args.lists():
+        if name in lists:
+            given[name] = [part for value in values for part in value.split(",")]
+        elif len(values) > 1:
+            wrong[name] = f"{name} is given more than once"
+        else:
+            given[name] = values[0]
+    _refuse_unstorable(given)
+    if wrong:
+        raise Invalid(wrong)
+    return validated(model, given)
+
+
+def validated(model: type[Model], given: dict[str, Any]) -> Model:
+    """`given` as a model. Raises Invalid with a message for each wrong field."""
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise Invalid(field_messages(error)) from None
+
+
+def _is_list(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_is_list(one) for one in get_args(annotation) if one is not NoneType)
+    return get_origin(annotation) is list
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data.decode(), object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise Malformed(f"The body is not UTF-8: byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise Malformed(
+            f"The body is not JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        ) from None
+    except RecursionError:
+        raise Malformed(f"The body is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError:  # Python refuses to read numbers of thousands of digits
+        raise Malformed("The body holds a number that is too large") from None
+    if not isinstance(value, dict):
+        raise Malformed('The body must be a JSON object, such as {"name": "nightly"}')
+    _refuse_depth(value)
+    value = {name: _whole(part) for name, part in value.items()}
+    # Of code it is told where in it.
+    _refuse_unstorable({name: part for name, part in value.items() if name != "code"})
+    return value
+
+
+def _parse_yaml(data: bytes) -> dict[str, Any]:
+    try:
+        value = transfer.from_yaml(data)
+    except Invalid as invalid:
+        raise Malformed(invalid.message) from None
+    if not isinstance(value, dict):
+        raise Malformed("The body must be a mapping, such as an export writes")
+    named = {str(name): part for name, part in value.items()}
+    _refuse_unstorable(named)
+    return named
+
+
+def _whole(value: Any) -> Any:
+    """5.0 is a whole number in JSON, and no field here is a fraction; what is inside objects is left as it is."""
+    if isinstance(value, list):
+        return [_whole(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in names if names.count(name) > 1)
+        raise Malformed(f"The body has the key {double[:100]!r} twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise Malformed(f"The body is not JSON: {name} is no JSON number")
+
+
+def _refuse_depth(value: Any, depth: int = 1) -> None:
+    if depth > MAX_DEPTH:
+        raise Malformed(f"The body is nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            _refuse_depth(part, depth + 1)
+
+
+def _refuse_unstorable(fields: dict[str, Any]) -> None:
+    """Raises Invalid for what JSON can write and no database here can keep."""
+    wrong = {}
+    for name, value in fields.items():
+        if problem := _unstorable(name) or _unstorable(value):
+            shown = name.encode("ascii", "replace").decode()[:100]
+            wrong[shown] = f"{shown} holds {problem}, which cannot be stored"
+    if wrong:
+        raise Invalid(wrong)
+
+
+def _unstorable(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "a NUL or half a character" if UNSTORABLE.search(value) else None
+    if isinstance(value, int):
+        return "a whole number of more than 64 bits" if abs(value) > LARGEST else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "a number that is too large"
+    if isinstance(value, dict):
+        value = [part for pair in value.items() for part in pair]
+    if isinstance(value, list):
+        return next(filter(None, map(_unstorable, value)), None)
+    return None

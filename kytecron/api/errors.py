@@ -1,0 +1,139 @@
+"""Every error of the API in one shape: `{"error": {"code", "message", "fields"}}`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, Response, json, request
+from sqlalchemy.exc import DBAPIError
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing.exceptions import RoutingException
+
+from ..core.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KytecronError,
+    NotFound,
+    TooManyRequests,
+)
+from ..store.db import CommitUnknown
+from ..store.models import db
+
+log = logging.getLogger(__name__)
+
+STATUSES: dict[type[KytecronError], int] = {
+    NotFound: 404,
+    Invalid: 422,
+    Conflict: 409,
+    Forbidden: 403,
+    TooManyRequests: 429,
+}
+
+HTTP_ERRORS = {
+    400: ("malformed", "The request is malformed"),
+    401: ("unauthorized", "A valid API token is needed: Authorization: Bearer <token>"),
+    404: ("not_found", "There is no such address"),
+    405: ("method_not_allowed", "This address does not take that method; see the Allow header"),
+    413: ("too_large", "A request may carry at most 4 MB"),
+    415: ("unsupported_media_type", "Send the body as JSON, with Content-Type: application/json"),
+}
+KEPT_HEADERS = ("Allow", "Retry-After", "WWW-Authenticate")
+
+
+class Malformed(Exception):
+    """The body is not the JSON that it should be; the message says where."""
+
+
+class Unauthorized(Exception):
+    """No token, or none that is valid; the text is the value of WWW-Authenticate."""
+
+
+class UnsupportedMediaType(Exception):
+    """The body is not declared as JSON."""
+
+
+def register(blueprint: Blueprint, prefix: str) -> None:
+    """Answer errors of the API's views, and of addresses under `prefix` that are none."""
+    blueprint.register_error_handler(Exception, answer)
+    blueprint.before_app_request(lambda: _routing_error(prefix))
+
+
+def _routing_error(prefix: str) -> Response | None:
+    """Flask would let the pages answer these: an address that no route matches belongs to no blueprint."""
+    error = request.routing_exception
+    inside = request.path == prefix or request.path.startswith(f"{prefix}/")
+    if not inside or error is None or isinstance(error, RoutingException):
+        return None
+    return answer(error)
+
+
+def answer(error: Exception) -> Response:
+    """The answer to `error`. What was not raised on purpose is logged, and its text stays here."""
+    db.session.rollback()
+    match error:
+        case Invalid():
+            return shape(422, "invalid", error.message, fields=error.fields)
+        case Conflict():
+            return shape(409, error.code, error.message, details=error.details)
+        case TooManyRequests():
+            return shape(429, error.code, error.message, headers={"Retry-After": str(error.retry_after)})
+        case KytecronError():
+            return _on_purpose(error)
+        case Malformed():
+            return shape(400, "malformed", str(error))
+        case Unauthorized():
+            return shape(401, *HTTP_ERRORS[401], headers={"WWW-Authenticate": str(error)})
+        case UnsupportedMediaType():
+            return shape(415, *HTTP_ERRORS[415])
+        case HTTPException():
+            return _http(error)
+        case CommitUnknown():
+            log.error("%s %s: %s", request.method, request.path, error)
+            return shape(
+                503, "unknown_outcome", "The database was lost while saving: look whether it was done"
+            )
+        case DBAPIError() if _database_is_away(error):
+            log.error("%s %s: database: %s", request.method, request.path, error.orig)
+            return shape(503, "unavailable", "The database does not answer. Try again in a moment")
+    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    return shape(500, "internal", "Something went wrong on the server; it is written to its log")
+
+
+def _on_purpose(error: KytecronError) -> Response:
+    status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
+    if status == 500:
+        log.error("%s %s: %s: %s", request.method, request.path, error.code, error.message)
+    return shape(status, error.code, error.message)
+
+
+def _http(error: HTTPException) -> Response:
+    status = error.code or 500
+    code, message = HTTP_ERRORS.get(status, ("error", error.description or error.name))
+    headers = {name: value for name, value in error.get_headers() if name in KEPT_HEADERS}
+    return shape(status, code, message, headers=headers)
+
+
+def _database_is_away(error: DBAPIError) -> bool:
+    # OperationalError also stands for a locked SQLite file and a lock wait that took too long: passing, too.
+    return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+
+
+def shape(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    fields: Mapping[str, str] | None = None,
+    details: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error as JSON. `details` is there only where there are any: both sides of a stale edit."""
+    error: dict[str, Any] = {"code": code, "message": message, "fields": dict(fields or {})}
+    if details:
+        error["details"] = dict(details)
+    return Response(
+        json.dumps({"error": error}), status, headers=dict(headers or {}), mimetype="application/json"
+    )

@@ -1,0 +1,380 @@
+"""Jobs: make, read, change, run, and what became of them."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Response
+
+from ..core import preview as previews
+from ..core import source
+from ..core.errors import Invalid
+from ..core.schedule import Schedule, zone
+from ..core.states import FINAL, Status
+from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, why
+from ..services import jobs as services
+from ..services.jobs import CronJobManager
+from ..services.versions import get_version
+from ..store import figures, queries
+from ..store.models import CronJob
+from ..store.queries import JobFilter
+from . import shapes
+from .bodies import YAML
+from .executions import execution_detail
+from .inputs import (
+    BackfillBody,
+    BulkBody,
+    CloneBody,
+    CodeBody,
+    CountQuery,
+    DaysQuery,
+    ExportQuery,
+    ImportBody,
+    ImportQuery,
+    JobChanges,
+    JobsQuery,
+    ListQuery,
+    NewJob,
+    PreviewBody,
+    ReasonBody,
+    RollbackBody,
+    TriggerBody,
+    WaitQuery,
+)
+from .routing import PREFIX, Answer, Call, route
+
+TRIGGERS_PER_MINUTE = 120
+"""With one token; a bulk action counts once."""
+WAIT_STEP = 0.1
+MASKED_PATH = "/•••"
+
+
+# -- the list and one job ------------------------------------------------------------------------------------
+
+
+@route("GET /jobs", role="viewer")
+def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
+    """List jobs."""
+    wanted = JobFilter(
+        q=query.q,
+        status=query.status,
+        tag=query.tag,
+        schedule_type=query.schedule_type,
+        last_result=query.last_result,
+    )
+    page = queries.jobs(call.session, wanted, sort=query.sort, cursor=query.cursor, limit=query.limit)
+    return shapes.Page[shapes.Job].model_construct(items=_listed(call, page.items), next_cursor=page.next)
+
+
+@route("POST /jobs", role="editor", status=201)
+def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
+    """Create a job and the first version of its code.
+
+    The code is parsed, never run. A schedule that makes no sense, a name that is taken and code that cannot be a
+    job are told with the field they are in.
+    """
+    job = _manager(call).create_job(**body.given())
+    return _created(call, job)
+
+
+@route("GET /jobs/{job_id}", role="viewer")
+def read_job(call: Call, job_id: int) -> shapes.JobDetail:
+    """Read a job."""
+    return _detail(call, _manager(call).get(job_id))
+
+
+@route("PATCH /jobs/{job_id}", role="editor", problems=(409,))
+def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
+    """Change some fields of a job, or its code.
+
+    With `revision` (and `base_version` for the code) a change that started from an older state is refused with
+    409, and `error.details` shows both sides.
+    """
+    changes = body.given()
+    job = _manager(call).update_job(job_id, revision=changes.pop("revision", None), **changes)
+    return _detail(call, job)
+
+
+@route("DELETE /jobs/{job_id}", role="editor", status=204)
+def delete_job(call: Call, job_id: int) -> None:
+    """Delete a job. Its history stays, its name is free again."""
+    _manager(call).delete(job_id)
+
+
+@route("POST /jobs/{job_id}/clone", role="editor", status=201)
+def clone_job(call: Call, job_id: int, body: CloneBody) -> Answer[shapes.JobDetail]:
+    """Make a disabled copy of a job and its current code."""
+    return _created(call, _manager(call).clone(job_id, body.name))
+
+
+@route("GET /dead-letters", role="viewer")
+def list_dead_letters(call: Call, query: ListQuery) -> shapes.Page[shapes.Job]:
+    """List the jobs in the dead letter queue, the newest first."""
+    page = queries.jobs(
+        call.session,
+        JobFilter(status="dead"),
+        sort="-dead_letter_since",
+        cursor=query.cursor,
+        limit=query.limit,
+    )
+    return shapes.Page[shapes.Job].model_construct(items=_listed(call, page.items), next_cursor=page.next)
+
+
+# -- switching and running -----------------------------------------------------------------------------------
+
+
+@route("POST /jobs/{job_id}/enable", role="operator", problems=(409,))
+def enable_job(call: Call, job_id: int) -> shapes.JobDetail:
+    """Let a job run again. Its next slot counts from now."""
+    return _detail(call, _manager(call).enable(job_id))
+
+
+@route("POST /jobs/{job_id}/disable", role="operator")
+def disable_job(call: Call, job_id: int, body: ReasonBody) -> shapes.JobDetail:
+    """Stop a job. What is pending is cancelled, what runs goes on."""
+    return _detail(call, _manager(call).disable(job_id, body.reason))
+
+
+@route("POST /jobs/{job_id}/recover", role="operator", problems=(409,))
+def recover_job(call: Call, job_id: int) -> shapes.JobDetail:
+    """Take a job out of the dead letter queue and enable it."""
+    return _detail(call, deadletters.recover(call.session, job_id, call.actor))
+
+
+@route("POST /jobs/{job_id}/rollback", role="editor", problems=(409,))
+def rollback_job(call: Call, job_id: int, body: RollbackBody) -> shapes.JobDetail:
+    """Make an old version of a job's code current again."""
+    manager = _manager(call)
+    manager.rollback(job_id, body.version)
+    return _detail(call, manager.get(job_id))
+
+
+@route("POST /jobs/{job_id}/trigger", role="operator", status=202, also=(200,), problems=(409, 429))
+def trigger_job(
+    call: Call, job_id: int, query: WaitQuery, body: TriggerBody
+) -> Answer[shapes.ExecutionDetail]:
+    """Run a job now.
+
+    Answers 202 with the new execution; with `wait` it answers 200 when that has ended, or 202 when it has not
+    after so many seconds. A retry that follows is another execution: see `attempts`.
+    """
+    _throttle_triggers(call)
+    made = lifecycle.trigger(
+        call.session,
+        job_id,
+        parameters=body.parameters,
+        note=body.note,
+        version=body.version,
+        actor=call.actor,
+    )
+    ended = _wait(call, made.id, query.wait)
+    headers = {"Location": f"{PREFIX}/executions/{made.id}"}
+    return Answer(execution_detail(call, made.id), 200 if ended else 202, headers)
+
+
+@route("POST /jobs/{job_id}/backfill", role="operator", problems=(409,))
+def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill:
+    """Run the slots of a time range that no run has completed, one after another."""
+    found = lifecycle.backfill(call.session, job_id, body.start, body.end, call.actor, dry_run=body.dry_run)
+    return shapes.Backfill(
+        dry_run=body.dry_run,
+        runs=sum(slot.will_run for slot in found),
+        slots=[
+            shapes.BackfillSlot(
+                scheduled_time=slot.slot,
+                status=Status(slot.status) if slot.status else None,
+                will_run=slot.will_run,
+            )
+            for slot in found
+        ],
+    )
+
+
+@route("POST /jobs/bulk", role="operator", problems=(429,))
+def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
+    """Do one thing to several jobs.
+
+    The actions tag, untag and delete need the role editor. Each job is done for itself: those that refuse are
+    named with the reason, and the others go on.
+    """
+    call.require(bulk.ACTIONS[body.action])
+    wanted = None if body.filter is None else JobFilter(**body.filter.model_dump())
+    jobs = bulk.choose(call.session, body.ids, wanted)
+    what = bulk.Bulk(action=body.action, tags=body.tags, reason=body.reason)
+    if body.dry_run:
+        outcomes = bulk.preview(what, jobs)
+    else:
+        if body.action == "trigger":
+            _throttle_triggers(call)
+        outcomes = bulk.run(call.session, what, jobs, call.actor)
+    done = [shapes.Outcome(id=one.id, name=one.name, message=None) for one in outcomes if one.refused is None]
+    refused = [
+        shapes.Outcome(id=one.id, name=one.name, message=one.refused) for one in outcomes if one.refused
+    ]
+    return shapes.Bulk(action=body.action, dry_run=body.dry_run, done=done, refused=refused)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+@route("GET /jobs/export", role="viewer", text_too=YAML)
+def export_jobs(call: Call, query: ExportQuery) -> shapes.JobFile | Response:
+    """Write jobs as a file that can be kept in git and imported again.
+
+    With `format=yaml` as YAML for people. Addresses of webhooks are left out unless an editor asks for them.
+    """
+    if query.webhooks:
+        call.require("editor")
+    document = transfer.export_jobs(call.session, query.id or None, webhooks=query.webhooks)
+    if query.format == "yaml":
+        return Response(transfer.to_yaml(document), mimetype=YAML)
+    return shapes.JobFile.model_construct(**document)
+
+
+@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True)
+def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Import:
+    """Make and change jobs until they are as a file has them; others stay as they are.
+
+    Jobs are known by their names: importing a file twice changes nothing the second time. A file with a mistake
+    changes nothing.
+    """
+    document = {"kytecron": body.kytecron, "jobs": body.jobs}
+    changes = transfer.import_jobs(call.session, document, call.actor, query.dry_run, query.message)
+    return shapes.Import(dry_run=query.dry_run, jobs=[shapes.ImportedJob.of(change) for change in changes])
+
+
+# -- figures and schedules -----------------------------------------------------------------------------------
+
+
+@route("GET /jobs/{job_id}/stats", role="viewer")
+def job_stats(call: Call, job_id: int, query: DaysQuery) -> shapes.Statistics:
+    """Runs of a job by day, with durations."""
+    _manager(call).get(job_id)
+    return shapes.Statistics.of(figures.job_statistics(call.session, job_id, query.days, call.now.date()))
+
+
+@route("GET /jobs/{job_id}/upcoming", role="viewer")
+def job_upcoming(call: Call, job_id: int, query: CountQuery) -> shapes.Upcoming:
+    """The next slots of a job."""
+    job = _manager(call).get(job_id)
+    try:
+        schedule = slots.schedule_of(job)
+    except Invalid as invalid:  # a row written by hand
+        return shapes.Upcoming(
+            schedule=invalid.message, timezone=job.timezone, slots=[], warnings=[invalid.message]
+        )
+    return shapes.Upcoming(
+        schedule=previews.describe(schedule),
+        timezone=job.timezone,
+        slots=_upcoming(job, schedule, query.count),
+        warnings=previews.warnings(schedule, call.now, None, job.starts_at, job.ends_at)
+        if job.enabled
+        else [],
+    )
+
+
+@route("GET /jobs/{job_id}/why", role="viewer")
+def job_why(call: Call, job_id: int) -> shapes.Why:
+    """Why a job has not run, or what it waits for.
+
+    It answers for a deleted job, too.
+    """
+    found = why.explain(call.session, job_id, call.now, silent_after=call.settings.lease_seconds)
+    reasons = [shapes.Reason(code=one.code, text=one.text, since=one.since) for one in found.reasons]
+    return shapes.Why(verdict=found.verdict, reasons=reasons)
+
+
+@route("POST /schedules/preview", role="viewer")
+def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
+    """The next slots of a schedule that no job has yet."""
+    fields = body.model_dump(exclude={"count"})
+    found = services.preview(fields, call.now, body.count)
+    return shapes.Preview(
+        schedule=found.sentence,
+        timezone=found.timezone,
+        slots=found.slots,
+        local_slots=[slot.astimezone(zone(found.timezone)).isoformat() for slot in found.slots],
+        warnings=found.warnings,
+    )
+
+
+@route("POST /jobs/validate-code", role="viewer")
+def validate_code(call: Call, body: CodeBody) -> shapes.CodeCheck:
+    """Whether code can be saved as a job. It is parsed, never run."""
+    found = source.problems(body.code)
+    problems = [shapes.Problem(line=one.line, column=one.column, message=one.message) for one in found]
+    return shapes.CodeCheck(valid=not problems, problems=problems)
+
+
+# -- helpers -------------------------------------------------------------------------------------------------
+
+
+def _manager(call: Call) -> CronJobManager:
+    return CronJobManager(call.session, call.actor)
+
+
+def _listed(call: Call, found: list[CronJob]) -> list[shapes.Job]:
+    parents = queries.parents(call.session, [job.id for job in found])
+    return [shapes.Job.model_construct(**_values(call, job, parents[job.id])) for job in found]
+
+
+def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
+    values = _values(call, job, services.parents_of(call.session, job.id))
+    version = job.current_version
+    info = None if version is None else shapes.Version.of(get_version(call.session, job.id, version))
+    return shapes.JobDetail.model_construct(**values, version_info=info)
+
+
+def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
+    configuration = services.configuration_of(job, parents)
+    if configuration["slack_webhook"] and not accounts.allows(call.role, "editor"):
+        # Whoever knows the address may post there.
+        configuration["slack_webhook"] = _masked(configuration["slack_webhook"])
+    return shapes.job_values(job, configuration, _in_words(job))
+
+
+def _masked(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.hostname}{MASKED_PATH}"
+
+
+def _in_words(job: CronJob) -> str:
+    try:
+        return previews.describe(slots.schedule_of(job))
+    except Invalid as invalid:  # a row written by hand
+        return invalid.message
+
+
+def _created(call: Call, job: CronJob) -> Answer[shapes.JobDetail]:
+    headers = {"Location": f"{PREFIX}/jobs/{job.id}"}
+    return Answer(_detail(call, job), 201, headers)
+
+
+def _upcoming(job: CronJob, schedule: Schedule, count: int) -> list[datetime]:
+    """The next slots of a job, the one it waits for first."""
+    if not job.enabled or job.next_run_time is None:
+        return []
+    left = count if job.max_runs is None else min(count, job.max_runs - job.runs_scheduled)
+    if slots.counts_from_completion(job):
+        left = 1  # those after it depend on when it ends
+    following = previews.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
+    return [job.next_run_time, *following]
+
+
+def _throttle_triggers(call: Call) -> None:
+    accounts.throttle(call.session, f"api-trigger:{call.token_id}", TRIGGERS_PER_MINUTE, 60)
+
+
+def _wait(call: Call, execution_id: int, seconds: int) -> bool:
+    """Whether the execution has ended, waiting for it at most so long."""
+    until = time.monotonic() + seconds
+    while queries.status(call.session, execution_id) not in FINAL:
+        # Ends the read transaction: the next look must see what others write meanwhile.
+        call.session.rollback()
+        if time.monotonic() >= until:
+            return False
+        time.sleep(WAIT_STEP)
+    return True

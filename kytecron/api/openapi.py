@@ -1,0 +1,254 @@
+"""The OpenAPI 3.1 document and the page made of it: both are written from the declared routes and their models."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import cache
+from typing import Any
+
+from markupsafe import Markup, escape
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from . import shapes
+from .bodies import LARGEST, YAML
+from .errors import HTTP_ERRORS
+from .routing import PREFIX, PUBLIC, ROUTES, Route, summary
+
+REF = "#/components/schemas/"
+
+INTRODUCTION = """\
+Each request carries a token: `Authorization: Bearer <token>`. A token has a role (viewer, operator, editor, admin), and
+each of these may do what those before it may. Times are ISO 8601 in UTC. Lists come in parts: send the `next_cursor` of
+an answer as `cursor` for the next part. Unknown fields and parameters are refused."""
+
+AREAS = {
+    "jobs": "Jobs",
+    "executions": "Executions",
+    "versions": "Versions and contents",
+    "system": "Workers, locks, audit",
+}
+
+PROBLEMS = {
+    **{status: text for status, (_, text) in HTTP_ERRORS.items()},
+    403: "The token's role does not allow this",
+    404: "Nothing has that id",
+    409: "The present state forbids it",
+    422: "Invalid; `fields` says what and where",
+    429: "Too many requests; see the Retry-After header",
+}
+
+LINKED = {"JobDetail": ("job_id", "/id"), "ExecutionDetail": ("execution_id", "/id")}
+"""By which field of an answer one goes on to which parameter of other operations."""
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The OpenAPI document."""
+    described = [one for one in ROUTES if one.role != PUBLIC]
+    references, schemas = _schemas(described)
+    paths: dict[str, dict[str, Any]] = {}
+    for one in described:
+        operation = _operation(one, references, schemas)
+        paths.setdefault(PREFIX + one.path, {})[one.method.lower()] = operation
+    for one in described:
+        if one.query is not None:
+            schemas.pop(one.query.__name__, None)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "kytecron", "version": "1", "description": INTRODUCTION},
+        "servers": [{"url": "/"}],
+        "security": [{"token": []}],
+        "tags": [{"name": name} for name in AREAS.values()],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas,
+        },
+    }
+
+
+def _schemas(described: list[Route]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """For each model and use a reference to its schema, and the schemas by name."""
+    used: list[tuple[type[BaseModel], Any]] = [(shapes.Error, "serialization")]
+    for one in described:
+        used += [(model, "validation") for model in (one.query, one.body) if model is not None]
+        if _is_model(one.result):
+            used.append((one.result, "serialization"))
+    references, found = models_json_schema(list(dict.fromkeys(used)), ref_template=REF + "{model}")
+    return references, found["$defs"]
+
+
+def _is_model(result: Any) -> bool:
+    return isinstance(result, type) and issubclass(result, BaseModel)
+
+
+# -- one operation -------------------------------------------------------------------------------------------
+
+
+def _operation(one: Route, references: dict[Any, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    title, text = summary(one)
+    operation: dict[str, Any] = {
+        "operationId": one.name,
+        "summary": title,
+        "description": f"{text}\n\nRole: {one.role}.".strip(),
+        "tags": [AREAS[one.area]],
+        "parameters": [*map(_path_parameter, one.numbers), *_query_parameters(one, schemas)],
+        "responses": _responses(one, references),
+        "x-role": one.role,
+    }
+    if one.body is not None:
+        needed = any(field.is_required() for field in one.body.model_fields.values())
+        schema = references[one.body, "validation"]
+        kinds = ["application/json", *([YAML] if one.yaml_too else [])]
+        operation["requestBody"] = {
+            "required": needed,
+            "content": {kind: {"schema": schema} for kind in kinds},
+        }
+    return operation
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 0, "maximum": LARGEST},
+    }
+
+
+def _query_parameters(one: Route, schemas: dict[str, Any]) -> list[dict[str, Any]]:
+    if one.query is None:
+        return []
+    schema = schemas[one.query.__name__]
+    return [
+        _query_parameter(name, _without_null(dict(described)), name in schema.get("required", ()))
+        for name, described in schema["properties"].items()
+    ]
+
+
+def _query_parameter(name: str, schema: dict[str, Any], required: bool) -> dict[str, Any]:
+    schema.pop("title", None)
+    text = schema.pop("description", None)
+    parameter = {"name": name, "in": "query", "required": required, "schema": schema}
+    return parameter | {"description": text} if text else parameter
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A query parameter is there or not there; null is for JSON."""
+    rest = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
+    if len(rest) == 1:
+        del schema["anyOf"]
+        schema |= rest[0]
+    if schema.get("default", "") is None:
+        del schema["default"]
+    return schema
+
+
+def _responses(one: Route, references: dict[Any, Any]) -> dict[str, Any]:
+    good = _good_response(one, references)
+    problems = {401, 403, 422, *one.problems}
+    if one.numbers:
+        problems.add(404)
+    if one.body is not None:
+        problems |= {400, 413, 415}
+    answers = {str(status): good for status in one.statuses}
+    answers |= {str(status): _error(references, PROBLEMS[status]) for status in sorted(problems)}
+    return answers | {"default": _error(references, "The server or its database failed")}
+
+
+def _good_response(one: Route, references: dict[Any, Any]) -> dict[str, Any]:
+    if one.result is None:
+        return {"description": "Done"}
+    if one.result is str:
+        return {"description": "Text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    schema = references[one.result, "serialization"]
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    if one.text_too:
+        content[one.text_too] = {"schema": schema if one.text_too == YAML else {"type": "string"}}
+    answer = {"description": (inspect.getdoc(one.result) or "").partition("\n")[0], "content": content}
+    links = _links(one)
+    return answer | {"links": links} if links else answer
+
+
+def _links(one: Route) -> dict[str, Any]:
+    """Where to go on from something that was just made."""
+    found = LINKED.get(one.result.__name__)
+    if found is None or one.method != "POST":
+        return {}
+    parameter, pointer = found
+    return {
+        other.name: {"operationId": other.name, "parameters": {parameter: f"$response.body#{pointer}"}}
+        for other in ROUTES
+        if other.numbers == (parameter,)
+    }
+
+
+def _error(references: dict[Any, Any], text: str) -> dict[str, Any]:
+    schema = references[shapes.Error, "serialization"]
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
+
+
+# -- for people ----------------------------------------------------------------------------------------------
+
+
+@cache
+def page() -> dict[str, Any]:
+    """What the template of the documentation page shows."""
+    described = document()
+    schemas = described["components"]["schemas"]
+    operations = [
+        {"method": method.upper(), "path": path, **operation, "body": _body_of(operation, schemas)}
+        for path, methods in described["paths"].items()
+        for method, operation in methods.items()
+    ]
+    return {
+        "introduction": INTRODUCTION,
+        "areas": [(area, [one for one in operations if one["tags"] == [area]]) for area in AREAS.values()],
+        "schemas": {
+            name: _fields(schema) for name, schema in sorted(schemas.items()) if "properties" in schema
+        },
+        "words": words,
+        "prose": prose,
+    }
+
+
+def _body_of(operation: dict[str, Any], schemas: dict[str, Any]) -> list[dict[str, Any]]:
+    body = operation.get("requestBody")
+    if body is None:
+        return []
+    name = body["content"]["application/json"]["schema"]["$ref"].removeprefix(REF)
+    return _fields(schemas[name])
+
+
+def _fields(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    required = schema.get("required", ())
+    return [
+        {"name": name, "required": name in required, "description": one.get("description", ""), "schema": one}
+        for name, one in schema["properties"].items()
+    ]
+
+
+def words(schema: dict[str, Any]) -> str:
+    """A schema's type for people: `integer 1..200`, `list of Job`, `string or null`."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).removeprefix(REF)
+    if "anyOf" in schema:
+        return " or ".join(words(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        return f"list of {words(schema.get('items', {}))}"
+    if kind == "string" and "format" in schema:
+        return str(schema["format"])
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None and high < LARGEST:
+        return f"{kind} {low}..{high}"
+    return str(kind)
+
+
+def prose(text: str) -> Markup:
+    """A text with `code` in it as HTML."""
+    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))

@@ -1,0 +1,220 @@
+"""A route of the API is declared once: its address, its role, and a function whose signature says the rest.
+
+    @route("GET /jobs/{job_id}/stats", role="viewer")
+    def job_stats(call: Call, job_id: int, query: DaysQuery) -> JobStats:
+        \"\"\"Runs of a job by day.\"\"\"
+
+Numbers in the address are the parameters of these names; `query` and `body` are read into their models; what is
+returned is written from its model. The first line of the docstring is the summary in the OpenAPI document, which
+is made from the same declarations.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import UnionType
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+
+from flask import Blueprint, Response, current_app, request
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core.errors import Forbidden, NotFound
+from ..services import accounts
+from ..services.audit import Actor
+from ..store import db as database
+from ..store.models import db
+from . import errors
+from .bodies import LARGEST, read_body, read_query
+
+PREFIX = "/api/v1"
+PUBLIC = "public"
+"""The role that the API's description needs: none."""
+
+View = TypeVar("View", bound=Callable[..., Any])
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Who calls, and what a view needs to answer."""
+
+    session: Session
+    settings: Settings
+    now: datetime
+    """By the database's clock."""
+    token_id: int
+    role: str
+    actor: Actor
+
+    def require(self, role: str) -> None:
+        """Raises Forbidden where what was asked for needs more than the route does."""
+        if not accounts.allows(self.role, role):
+            raise Forbidden(f"This needs the role {role}; the token has the role {self.role}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Result]):
+    """A result with a status of its own, or with headers."""
+
+    value: Result
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A declared route: all that dispatching and describing it need."""
+
+    method: str
+    path: str
+    """Below PREFIX, with its parameters in braces."""
+    role: str
+    view: Callable[..., Any]
+    numbers: tuple[str, ...]
+    """Parameters in the path."""
+    query: type[BaseModel] | None
+    body: type[BaseModel] | None
+    result: Any
+    """A model, `str` for plain text, `Response` for anything else, None for no content."""
+    statuses: tuple[int, ...]
+    """How it may answer when all is well, the usual one first."""
+    problems: tuple[int, ...]
+    """Statuses of errors besides those that every route has."""
+    text_too: str
+    """Another media type that it may come in; empty for JSON alone."""
+    yaml_too: bool
+    """The body may be YAML, too."""
+    area: str
+    """The module of the view."""
+
+    @property
+    def name(self) -> str:
+        """The view's name, which is the operation's id."""
+        return self.view.__name__
+
+
+ROUTES: list[Route] = []
+
+
+def route(
+    rule: str,
+    *,
+    role: str,
+    status: int = 200,
+    also: tuple[int, ...] = (),
+    problems: tuple[int, ...] = (),
+    text_too: str = "",
+    yaml_too: bool = False,
+) -> Callable[[View], View]:
+    """Declare a view as the answer to `rule`: a method and a path below PREFIX."""
+    method, path = rule.split()
+
+    def declare(view: View) -> View:
+        hints = get_type_hints(view)
+        ROUTES.append(
+            Route(
+                method=method,
+                path=path,
+                role=role,
+                view=view,
+                numbers=tuple(re.findall(r"{(\w+)}", path)),
+                query=hints.get("query"),
+                body=hints.get("body"),
+                result=_result(hints["return"]),
+                statuses=(status, *also),
+                problems=problems,
+                text_too=text_too,
+                yaml_too=yaml_too,
+                area=view.__module__.rpartition(".")[2],
+            )
+        )
+        return view
+
+    return declare
+
+
+def _result(hint: Any) -> Any:
+    """What is returned at heart: `Shape` of `Answer[Shape]` and of `Shape | Response`, None of no content."""
+    if get_origin(hint) is Answer or isinstance(hint, UnionType):
+        return get_args(hint)[0]
+    return None if hint is type(None) else hint
+
+
+def add_to(blueprint: Blueprint) -> None:
+    """Give the blueprint every declared route."""
+    for declared in ROUTES:
+        blueprint.add_url_rule(
+            re.sub(r"{(\w+)}", r"<int:\1>", declared.path),
+            declared.name,
+            _answering(declared),
+            methods=[declared.method],
+            provide_automatic_options=False,
+        )
+
+
+def _answering(declared: Route) -> Callable[..., Response]:
+    def answer(**numbers: int) -> Response:
+        call = _call(declared.role)
+        if any(number > LARGEST for number in numbers.values()):
+            raise NotFound("Nothing has an id of more than 64 bits")
+        arguments: dict[str, Any] = dict(numbers)
+        if declared.query is not None:
+            arguments["query"] = read_query(declared.query)
+        elif request.args:
+            read_query(Nothing)
+        if declared.body is not None:
+            arguments["body"] = read_body(declared.body, declared.yaml_too)
+        return _response(declared, declared.view(call, **arguments))
+
+    return answer
+
+
+class Nothing(BaseModel, extra="forbid"):
+    """The query of a route that takes none."""
+
+
+def _call(role: str) -> Call:
+    """Who calls, if they may. Raises Unauthorized and Forbidden."""
+    session = db.session()
+    settings: Settings = current_app.extensions["kytecron.settings"]
+    ip = request.remote_addr or ""
+    if role == PUBLIC:
+        return Call(session, settings, database.now(session), 0, PUBLIC, Actor("anonymous", "api", ip))
+    scheme, _, plain = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not plain.strip():
+        raise errors.Unauthorized('Bearer realm="kytecron"')
+    now = database.now(session)
+    token = accounts.find_token(session, plain.strip(), now)
+    if token is None:
+        raise errors.Unauthorized('Bearer realm="kytecron", error="invalid_token"')
+    # A writing transaction forgets what was read before it, so the plain values are taken here.
+    call = Call(session, settings, now, token.id, token.role, Actor(f"token:{token.name}"[:100], "api", ip))
+    call.require(role)
+    return call
+
+
+def _response(declared: Route, result: Any) -> Response:
+    status, headers = declared.statuses[0], {}
+    if isinstance(result, Answer):
+        result, status, headers = result.value, result.status, dict(result.headers)
+    if isinstance(result, Response):
+        return result
+    if isinstance(result, BaseModel):
+        text, mimetype = result.model_dump_json(by_alias=True, warnings=False), "application/json"
+    elif isinstance(result, str):
+        text, mimetype = result, "text/plain"
+    else:
+        text, mimetype = "", "application/json"
+    return Response(text, status, headers, mimetype=mimetype)
+
+
+def summary(declared: Route) -> tuple[str, str]:
+    """A route's docstring: its first line without the full stop, and the rest."""
+    first, _, rest = inspect.cleandoc(declared.view.__doc__ or "").partition("\n")
+    return first.rstrip("."), rest.strip()

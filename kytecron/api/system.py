@@ -1,0 +1,91 @@
+"""Workers, locks, what was changed by whom, how things stand, and the description of the API itself."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from flask import Response, current_app, json, render_template
+
+from ..services import lifecycle
+from ..store import figures, queries
+from ..store.keyset import Page
+from ..store.queries import AuditFilter, ExecutionRow
+from . import openapi, shapes
+from .executions import execution_detail
+from .inputs import AuditQuery, ListQuery, WorkersQuery
+from .routing import PUBLIC, Call, route
+
+
+@route("GET /workers", role="viewer")
+def list_workers(call: Call, query: WorkersQuery) -> shapes.Workers:
+    """List worker processes."""
+    found = queries.workers(call.session, call.now - timedelta(hours=query.hours))
+    silent_after = call.settings.lease_seconds
+    return shapes.Workers(
+        items=[shapes.Worker.of(row, queries.worker_state(row, call.now, silent_after)) for row in found]
+    )
+
+
+@route("GET /locks", role="viewer")
+def list_locks(call: Call, query: ListQuery) -> shapes.Page[shapes.Lock]:
+    """List the runs that workers hold."""
+    return _locks(queries.running(call.session, cursor=query.cursor, limit=query.limit), call.now)
+
+
+@route("GET /locks/stale", role="viewer")
+def list_stale_locks(call: Call, query: ListQuery) -> shapes.Page[shapes.Lock]:
+    """List the runs whose lease has ended. Any worker ends them as lost within seconds."""
+    found = queries.stale_locks(call.session, call.now, cursor=query.cursor, limit=query.limit)
+    return _locks(found, call.now)
+
+
+@route("POST /locks/{execution_id}/release", role="operator", problems=(409,))
+def release_lock(call: Call, execution_id: int) -> shapes.ExecutionDetail:
+    """Take a run from its worker by force. It ends as lost and is retried; the worker stops what it still runs."""
+    lifecycle.release_lock(call.session, execution_id, call.actor)
+    return execution_detail(call, execution_id)
+
+
+@route("GET /audit", role="admin")
+def list_audit(call: Call, query: AuditQuery) -> shapes.Page[shapes.AuditEntry]:
+    """List who changed what, the newest first."""
+    wanted = AuditFilter(**query.model_dump(exclude={"limit", "cursor"}))
+    found = queries.audit_log(call.session, wanted, cursor=query.cursor, limit=query.limit)
+    return shapes.Page[shapes.AuditEntry](
+        items=[shapes.AuditEntry.of(row) for row in found.items], next_cursor=found.next
+    )
+
+
+@route("GET /stats", role="viewer")
+def read_stats(call: Call) -> shapes.Stats:
+    """How things stand now."""
+    return shapes.Stats.of(figures.counters(call.session, call.now))
+
+
+@route("GET /openapi.json", role=PUBLIC)
+def read_openapi(call: Call) -> Response:
+    """This description."""
+    return current_app.response_class(json.dumps(openapi.document()), mimetype="application/json")
+
+
+@route("GET /docs", role=PUBLIC)
+def read_docs(call: Call) -> Response:
+    """This description, for people."""
+    html = render_template("api/docs.html", **openapi.page())
+    return current_app.response_class(html)
+
+
+def _locks(found: Page[ExecutionRow], now: datetime) -> shapes.Page[shapes.Lock]:
+    items = [
+        shapes.Lock(
+            execution_id=row.execution.id,
+            job_id=row.execution.cron_job,
+            job_name=row.job_name,
+            locked_by=row.execution.locked_by,
+            locked_at=row.execution.locked_at,
+            locked_until=row.execution.locked_until,
+            stale=row.execution.locked_until is not None and row.execution.locked_until < now,
+        )
+        for row in found.items
+    ]
+    return shapes.Page[shapes.Lock](items=items, next_cursor=found.next)

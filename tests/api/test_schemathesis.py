@@ -1,0 +1,59 @@
+"""The API keeps what its OpenAPI document promises, whatever is sent: every operation, and chains of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kytecron.api import jobs
+
+from .conftest import Caller
+
+HERE = Path(__file__).parent
+EXAMPLES = 10
+
+
+@pytest.fixture
+def runs_end(finish: Callable[..., None]) -> Iterator[None]:
+    """What is triggered runs and ends."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(0.2):
+            finish(output="done\n", result={"rows": 1})
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    yield
+    over.set()
+    worker.join()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runs_end")
+def test_schemathesis_finds_nothing(
+    live: str, api: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "TRIGGERS_PER_MINUTE", 1_000_000)
+    for number in range(1, 4):  # small ids that are often tried
+        api(f"POST /jobs/{api.job(f'job {number}')['id']}/trigger")
+    found = subprocess.run(
+        [
+            *(Path(sys.executable).parent / "schemathesis", "--config-file", HERE / "schemathesis.toml"),
+            *("run", f"{live}/api/v1/openapi.json", "-H", f"Authorization: Bearer {api.token}"),
+            *("--max-examples", str(EXAMPLES), "--generation-deterministic", "--no-color"),
+            *("--suppress-health-check", "all", "--request-timeout", "30"),
+        ],
+        env={**os.environ, "SCHEMATHESIS_HOOKS": "schemathesis_hooks", "PYTHONPATH": str(HERE)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert found.returncode == 0, found.stdout[-20_000:] + found.stderr
