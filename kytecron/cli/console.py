@@ -1,0 +1,347 @@
+"""What all commands share: who acts, how answers are printed, how errors are told.
+
+On a terminal people get tables as wide as it is; elsewhere plain columns that nothing is cut from, or `--json`.
+Names, output and machine names are untrusted: nothing printed here can move the cursor or change the terminal.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import click
+import pydantic_core
+from flask import current_app
+from flask.cli import AppGroup
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from ..config import Settings
+from ..core import ansi, diff
+from ..core.errors import Conflict, Invalid, KytecronError
+from ..core.jobspec import JobFields
+from ..services.audit import Actor
+from ..store import schema
+from ..store.keyset import Page
+from ..store.models import db
+from ..store.queries import LARGEST_ID, MAX_LIMIT
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# What JSON would let through to the terminal: the upper control characters and those that reorder text.
+_HIDDEN = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+# -- who and where -------------------------------------------------------------------------------------------
+
+
+def database() -> Session:
+    """The session of this command."""
+    return db.session()
+
+
+def settings() -> Settings:
+    """The settings of this app."""
+    found: Settings = current_app.extensions["kytecron.settings"]
+    return found
+
+
+def actor() -> Actor:
+    """Who sits at the keyboard, as the system knows them."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        name = f"uid {os.getuid()}"
+    return Actor(name, "cli")
+
+
+# -- errors --------------------------------------------------------------------------------------------------
+
+
+class Failed(click.ClickException):
+    """Ends a command with exit status 1."""
+
+
+class WrongInput(click.ClickException):
+    """Ends a command with exit status 2."""
+
+    exit_code = 2
+
+
+class Command(click.Command):
+    """A command whose errors end as messages on standard error, not as tracebacks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Invalid as error:
+            raise WrongInput("\nError: ".join(_named(*item) for item in error.fields.items())) from None
+        except Conflict as error:
+            raise Failed(_with_both_sides(error)) from None
+        except KytecronError as error:
+            raise Failed(safe(error.message)) from None
+        except SQLAlchemyError as error:
+            raise Failed(_database_problem(error)) from error
+
+
+class Group(AppGroup):
+    """A group of such commands, each in the app's context."""
+
+    command_class = Command
+
+
+def _named(field: str, message: str) -> str:
+    known = field.rpartition(".")[2]
+    return safe(message if known in message else f"{field}: {message}")
+
+
+def _with_both_sides(error: Conflict) -> str:
+    lines = [safe(error.message)]
+    for field, sides in error.details.get("fields", {}).items():
+        lines.append(safe(f"  {field}: {plain(sides['theirs'])} is there, {plain(sides['yours'])} is yours"))
+    if error.details.get("theirs") is not None:
+        delta = diff.line_delta(error.details["theirs"], error.details["yours"])
+        lines += ["  what is there (-) and yours (+):", *(f"  {safe(line)}" for line in delta.split("\n"))]
+    return "\n".join(lines)
+
+
+def _database_problem(error: SQLAlchemyError) -> str:
+    try:
+        behind = schema.behind(db.engine)
+    except SQLAlchemyError:
+        behind = None
+    cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+    return behind or f"The database does not answer: {safe(cause)}"
+
+
+# -- printing ------------------------------------------------------------------------------------------------
+
+
+def safe(text: str) -> str:
+    """`text` without anything that a terminal would obey."""
+    return "".join(piece for _, piece in ansi.segments(text))
+
+
+def say(text: str = "") -> None:
+    """Print a line for people."""
+    click.echo(safe(text))
+
+
+def note(text: str) -> None:
+    """Print a line that is no part of the answer."""
+    click.echo(safe(text), err=True)
+
+
+def print_json(value: Any) -> None:
+    """Print an answer for programs."""
+    text = pydantic_core.to_json(value, indent=2).decode()
+    click.echo(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def plain(value: Any) -> str:
+    """A value as a cell shows it, on one line."""
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return moment(value)
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        return pydantic_core.to_json(value).decode()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return safe(" ".join(str(value).split()))
+
+
+def moment(value: datetime) -> str:
+    """An instant in UTC, to the second."""
+    return f"{value:%Y-%m-%d %H:%M:%SZ}"
+
+
+def duration(milliseconds: float | None) -> str | None:
+    """How long something took."""
+    if milliseconds is None:
+        return None
+    seconds = milliseconds / 1000
+    if seconds < 60:
+        return f"{seconds:.3g} s" if seconds >= 1 else f"{milliseconds:.0f} ms"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def on_terminal() -> bool:
+    """Whether people read along."""
+    return sys.stdout.isatty()
+
+
+WRAPPED = frozenset({"NAME", "JOB", "SCHEDULE", "WHY", "REASON", "MESSAGE", "WHAT", "TAGS"})
+"""Columns that a narrow terminal breaks into lines. The others, ids first, are never cut or broken."""
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under titles."""
+    cells = [[plain(value) for value in row] for row in rows]
+    if not on_terminal():
+        _plain_table(titles, cells)
+        return
+    drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    needed = 0
+    for place, title in enumerate(titles):
+        width = max([cell_len(title), *(cell_len(row[place]) for row in cells)])
+        least = min(width, 12) if title in WRAPPED else width
+        drawn.add_column(title, no_wrap=title not in WRAPPED, min_width=least, overflow="fold")
+        needed += least + 2
+    for row in cells:
+        drawn.add_row(*map(_coloured, row))
+    # Told that there is less room than it needs, rich would leave columns out.
+    Console(width=max(Console().width, needed)).print(drawn, crop=False)
+
+
+def _plain_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    lines = [list(titles), *cells]
+    widths = [max(cell_len(line[place]) for line in lines) for place in range(len(titles))]
+    for line in lines:
+        padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+_COLOURS = {
+    **dict.fromkeys(("completed", "enabled", "alive", "ok", "fixed"), "green"),
+    **dict.fromkeys(("failed", "timeout", "lost", "dead letter", "problem", "silent", "stale"), "red"),
+    **dict.fromkeys(("running", "pending", "warning", "draining"), "yellow"),
+    **dict.fromkeys(("disabled", "skipped", "cancelled", "stopped"), "dim"),
+}
+
+
+def _coloured(cell: str) -> Text:
+    return Text(cell, style=_COLOURS.get(cell, ""))
+
+
+def facts(values: Mapping[str, Any]) -> None:
+    """Print names and values, one a line, without those that are None."""
+    values = {name: value for name, value in values.items() if value is not None}
+    width = max(map(cell_len, values), default=0)
+    for name, value in values.items():
+        click.echo(f"{click.style(name.ljust(width), bold=True)}  {plain(value)}")
+
+
+def print_output(text: str) -> None:
+    """Print a piece of what a job printed: with its colours on a terminal, elsewhere as it is stored."""
+    if not on_terminal():
+        click.echo(text.encode("utf-8", "replace"), nl=False)
+        return
+    shown = Text()
+    for classes, piece in ansi.segments(text):
+        shown.append(piece, style=" ".join(_style(name) for name in classes.split()))
+    Console(soft_wrap=True).print(shown, end="")
+
+
+def print_diff(text: str) -> None:
+    """Print changed lines, each behind its sign."""
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    for line in text.split("\n"):
+        click.echo(click.style(safe(line), fg=colours.get(line[:1])))
+
+
+def _style(class_name: str) -> str:
+    """What rich calls a class of core.ansi."""
+    name = class_name.removeprefix("ansi-")
+    if name.startswith("bg-"):
+        return f"on {name.removeprefix('bg-').replace('-', '_')}"
+    return {"inverse": "reverse"}.get(name, name.replace("-", "_"))
+
+
+# -- options that several commands have ----------------------------------------------------------------------
+
+ID = click.IntRange(1, LARGEST_ID)
+VERSION = click.IntRange(1, 2**31 - 1)
+MOMENT_HELP = "such as 2026-03-01T12:00, UTC unless it has an offset"
+
+
+class Moment(click.ParamType):
+    """An instant, taken as UTC where it has no offset."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return JobFields.model_validate({"name": "?", "starts_at": value}).starts_at
+        except ValueError:
+            self.fail(f"{value!r} is not a time {MOMENT_HELP}", param, ctx)
+
+
+def json_option(command: Function) -> Function:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(command)
+
+
+def yes_option(command: Function) -> Function:
+    """`--yes`."""
+    return click.option("--yes", is_flag=True, help="Do not ask.")(command)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask, unless `--yes` was given; a no ends the command with exit status 1."""
+    if not yes:
+        click.confirm(safe(question), abort=True, err=True)
+
+
+def page_options(command: Function) -> Function:
+    """`--limit`, `--cursor` and `--all`."""
+    command = click.option("--all", "everything", is_flag=True, help="Go on to the end of the list.")(command)
+    command = click.option("--cursor", help="Go on from there: next_cursor of the part before.")(command)
+    limit = click.IntRange(1, MAX_LIMIT)
+    return click.option(
+        "--limit", type=limit, default=50, show_default=True, help=f"Rows, at most {MAX_LIMIT}."
+    )(command)
+
+
+def read_pages(
+    read: Callable[[str | None, int], Page[T]], limit: int, cursor: str | None, everything: bool
+) -> Page[T]:
+    """A part of a list, or all of it."""
+    page = read(cursor, MAX_LIMIT if everything else limit)
+    items = list(page.items)
+    while everything and page.next is not None:
+        page = read(page.next, MAX_LIMIT)
+        items += page.items
+    return Page(items, page.next)
+
+
+def print_page(
+    page: Page[dict[str, Any]], as_json: bool, show: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """Print a part of a list, as JSON in the API's form."""
+    if as_json:
+        print_json({"items": page.items, "next_cursor": page.next})
+        return
+    show(page.items)
+    if page.next is not None:
+        note(f"There is more: add --all, or --cursor {page.next}")
+
+
+def read_text(file: str, field: str, most: int) -> str:
+    """The text of a file, `-` for standard input. Raises Invalid, naming `field`."""
+    try:
+        with click.open_file(file, "rb") as stream:
+            data: bytes = stream.read(most + 1)
+    except OSError as error:
+        raise Invalid({field: f"{field}: {file}: {error.strerror}"}) from None
+    if len(data) > most:
+        raise Invalid({field: f"{field}: {file} has more than {most:,} bytes"})
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Invalid({field: f"{field}: {file} is not UTF-8: byte {error.start}"}) from None

@@ -1,0 +1,150 @@
+"""What `--json` prints: the shapes of the JSON API, made of the columns of rows. A test compares the two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from ..core import diff, preview
+from ..core.errors import Invalid
+from ..services import slots
+from ..services.jobs import configuration_of
+from ..services.transfer import Change
+from ..store import figures
+from ..store.models import (
+    CronJob,
+    CronJobExecution,
+    CronToken,
+    CronUser,
+    CronWorkerRecord,
+    KyteCronJobVersion,
+)
+from ..store.queries import ExecutionDetail, ExecutionRow
+
+Shape = dict[str, Any]
+
+JOB_STANDING = (
+    *("id", "disabled_reason", "next_run_time", "in_dead_letter_queue", "dead_letter_reason"),
+    *("dead_letter_since", "consecutive_failures", "failing_since", "current_version", "revision"),
+    *("created_at", "created_by", "updated_at", "updated_by"),
+)
+ATTEMPT = ("id", "retry_count", "status", "due_time", "started_at", "completed_at", "error")
+USER = ("id", "username", "role", "enabled", "created_at", "last_login_at")
+TOKEN = ("id", "name", "role", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at")
+
+
+def job(row: CronJob, parents: list[int]) -> Shape:
+    """A job: its configuration, and where it stands."""
+    return {
+        **_values(row, ("id",)),
+        **configuration_of(row, parents),
+        "schedule": schedule(row),
+        "execution_summary": figures.execution_summary(row),
+        **_values(row, JOB_STANDING),
+    }
+
+
+def job_detail(row: CronJob, parents: list[int], current: KyteCronJobVersion | None) -> Shape:
+    """A job with its current version."""
+    return job(row, parents) | {"version_info": None if current is None else version(current)}
+
+
+def schedule(row: CronJob) -> str:
+    """A job's schedule in English; what is wrong with it, where a row was written by hand."""
+    try:
+        return preview.describe(slots.schedule_of(row))
+    except Invalid as invalid:
+        return invalid.message
+
+
+def execution(row: CronJobExecution, job_name: str) -> Shape:
+    """One attempt to serve one slot of a job, without what it printed."""
+    inner = {"cron_job", "queue_time", "requested_version", "output", "stack_trace", "result"}
+    return {"id": row.id, "job_id": row.cron_job, "job_name": job_name, **_columns(row, inner)}
+
+
+def execution_detail(found: ExecutionDetail) -> Shape:
+    """An execution with all it left but its output, and every attempt of its chain."""
+    return execution(found.execution, found.job.name if found.job else "") | {
+        "stack_trace": found.execution.stack_trace,
+        "result": found.execution.result,
+        "attempts": [_values(row, ATTEMPT) for row in found.attempts],
+    }
+
+
+def lock(row: ExecutionRow, now: datetime) -> Shape:
+    """A run under the lease of a worker."""
+    held = row.execution
+    return {
+        "execution_id": held.id,
+        "job_id": held.cron_job,
+        "job_name": row.job_name,
+        **_values(held, ("locked_by", "locked_at", "locked_until")),
+        "stale": held.locked_until is not None and held.locked_until < now,
+    }
+
+
+def version(row: KyteCronJobVersion) -> Shape:
+    """One saved state of a job's code."""
+    return {"job_id": row.cron_job, **_columns(row, {"id", "cron_job", "changes_from_previous"})}
+
+
+def version_detail(row: KyteCronJobVersion) -> Shape:
+    """One saved state of a job's code, with what it changed."""
+    return version(row) | {"changes_from_previous": row.changes_from_previous}
+
+
+def comparison(from_version: int, to_version: int, found: diff.Diff) -> Shape:
+    """Two versions side by side."""
+    return {
+        "from_version": from_version,
+        "to_version": to_version,
+        "counts": asdict(found.counts),
+        "rows": [
+            row._asdict()
+            | {side: [piece._asdict() for piece in getattr(row, side)] for side in ("old", "new")}
+            for row in found.rows
+        ],
+    }
+
+
+def worker(row: CronWorkerRecord, state: str) -> Shape:
+    """A worker process as it last reported."""
+    return {
+        **_columns(row, {"boot_id", "process_started", "draining"}),
+        "state": state,
+        "tags": [tag for tag in row.tags.split(",") if tag],
+    }
+
+
+def user(row: CronUser) -> Shape:
+    """A person who may sign in."""
+    return _values(row, USER)
+
+
+def token(row: CronToken) -> Shape:
+    """An API token, without the token itself."""
+    return _values(row, TOKEN)
+
+
+def change(found: Change) -> Shape:
+    """What an import does to one job."""
+    return {
+        "name": found.name,
+        "job_id": found.job_id,
+        "action": found.action,
+        "fields": {
+            name: {"before": both["from"], "after": both["to"]} for name, both in found.fields().items()
+        },
+        "code_diff": found.code_diff(),
+    }
+
+
+def _columns(row: Any, leave_out: Collection[str]) -> Shape:
+    return _values(row, [column.key for column in row.__table__.columns if column.key not in leave_out])
+
+
+def _values(row: Any, names: Collection[str]) -> Shape:
+    return {name: getattr(row, name) for name in names}
