@@ -1,0 +1,116 @@
+"""Every error a person can meet, said once: as a page, or as a toast where htmx asked."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response, make_response, render_template, request
+from flask_wtf.csrf import CSRFError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from werkzeug.exceptions import HTTPException
+
+from ..core.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    KytecronError,
+    NotFound,
+    TooManyRequests,
+)
+from ..store.db import CommitUnknown
+from ..store.models import db
+from . import access
+from .render import is_htmx, tell
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[KytecronError], int] = {
+    NotFound: 404,
+    Invalid: 422,
+    Conflict: 409,
+    Forbidden: 403,
+    TooManyRequests: 429,
+}
+TITLES = {
+    400: "The form is out of date",
+    403: "Your role does not allow this",
+    404: "There is nothing here",
+    405: "This address takes no such request",
+    409: "That does not fit the present state",
+    413: "That is too large",
+    422: "That cannot be accepted",
+    429: "Too many requests",
+    500: "Something went wrong",
+    503: "The database does not answer",
+}
+TEXTS = {
+    400: "Go back, reload the page and send it again.",
+    404: "The address is wrong, or what was here has been deleted.",
+    405: "Follow a link or a button instead of typing the address.",
+    413: "A request may carry at most 4 MB.",
+    500: "It is written to the log. What you were doing has not been saved; everything else goes on.",
+    503: "Jobs that are running go on. Try again in a moment.",
+}
+
+
+def register(app: Flask) -> None:
+    """Answer every error of the pages. Areas with answers of their own, such as the API, handle theirs."""
+    app.register_error_handler(KytecronError, _on_purpose)
+    app.register_error_handler(CSRFError, _out_of_date)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(OperationalError, _database)
+    app.register_error_handler(InterfaceError, _database)
+    app.register_error_handler(CommitUnknown, _unknown_outcome)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _on_purpose(error: KytecronError) -> Response:
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+    if status == 500:
+        log.error("%s: %s", error.code, error.message)
+    response = show(status, error.message)
+    if isinstance(error, TooManyRequests):
+        response.headers["Retry-After"] = str(error.retry_after)
+    return response
+
+
+def _out_of_date(error: CSRFError) -> Response:
+    return show(400)
+
+
+def _http(error: HTTPException) -> Response:
+    if error.response is not None:  # a redirect, or an answer that a view aborted with
+        return make_response(error.get_response())
+    response = show(error.code or 500)
+    for name, value in error.get_headers():
+        if name in ("Allow", "Retry-After"):
+            response.headers[name] = value
+    return response
+
+
+def _unknown_outcome(error: CommitUnknown) -> Response:
+    log.error("%s %s: %s", request.method, request.path, error)
+    return show(503, "The database was lost while saving. Look whether it was done before doing it again.")
+
+
+def _database(error: OperationalError | InterfaceError) -> Response:
+    log.error("%s %s: database: %s", request.method, request.path, error.orig)
+    return show(503)
+
+
+def _unexpected(error: Exception) -> Response:
+    log.exception("%s %s failed", request.method, request.path)
+    return show(500)
+
+
+def show(status: int, text: str = "") -> Response:
+    """The answer for `status`; `text` says what is the matter in this case."""
+    db.session.rollback()
+    text = text or TEXTS.get(status, "")
+    title = TITLES.get(status, "This did not work")
+    if is_htmx():
+        # The page stays as it is. 400s say what to do; for the others the reason is what counts.
+        return tell(Response(status=status), text or title, "error")
+    bare = status >= 500 or access.identify() is None
+    html = render_template("errors/error.html", code=status, title=title, text=text, bare=bare)
+    return make_response(html, status)

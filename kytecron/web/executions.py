@@ -1,0 +1,295 @@
+"""Runs: the list, one run with its live log, and what one may do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Response, render_template, request, stream_with_context, url_for
+from markupsafe import Markup
+from sqlalchemy.orm import Session
+from werkzeug.wrappers import Response as AnyResponse
+
+from ..core import diff
+from ..core.errors import NotFound, Unreadable
+from ..core.states import ACTIVE, UNSUCCESSFUL, Status
+from ..services import lifecycle, versions
+from ..services.jobs import find
+from ..services.versions import read_job
+from ..store import queries
+from ..store.models import CronJob, CronJobExecution
+from . import access, words
+from .access import needs
+from .ansi import overwrites, to_html
+from .listing import DiffRow, diff_rows, is_unchanged, trace
+from .render import back, done, is_htmx, page, wants_part
+
+area = access.area("executions", __name__)
+
+PAGE = 50
+SHOWN_LOG = 2_000_000
+"""Characters of output that a page shows. When there is more, the beginning goes; all of it can be downloaded."""
+KEPT_LOG = 500_000
+"""Characters that stay when the beginning goes."""
+STATUSES = [(str(status), str(status).capitalize()) for status in Status] + [("unsuccessful", "Unsuccessful")]
+
+
+# -- lists ---------------------------------------------------------------------------------------------------
+
+
+@area.get("/executions")
+@needs("viewer")
+def index() -> Response:
+    """Runs of all jobs."""
+    return _list("executions/list.html", None)
+
+
+@area.get("/jobs/<int:job_id>/executions")
+@needs("viewer")
+def of_job(job_id: int) -> Response:
+    """Runs of one job."""
+    return _list("executions/of_job.html", read_job(access.database(), job_id))
+
+
+def _list(template: str, job: CronJob | None) -> Response:
+    session = access.database()
+    names = ("job", "status", "from", "to", "worker", "text")
+    asked = {name: request.args.get(name, "").strip() for name in names}
+    problems: dict[str, str] = {}
+    wanted = _wanted(session, asked, job, problems)
+    cursor = request.args.get("cursor")
+    found = (
+        queries.executions(session, wanted, cursor=cursor, limit=PAGE)
+        if not problems
+        else queries.Page([], None)
+    )
+    return page(
+        template,
+        "executions/_list.html",
+        job=job,
+        tab="executions",
+        rows=found.items,
+        next_cursor=found.next,
+        cursor=cursor,
+        filters={name: value for name, value in asked.items() if value},
+        problems=problems,
+        live=cursor is None and not problems,
+        STATUSES=STATUSES,
+    )
+
+
+def _wanted(
+    session: Session, asked: dict[str, str], job: CronJob | None, problems: dict[str, str]
+) -> queries.ExecutionFilter:
+    """The filter that was asked for; what cannot be understood goes to `problems`."""
+    job_id = job.id if job else None
+    if asked["job"] and job is None:
+        try:
+            job_id = find(session, asked["job"]).id
+        except NotFound as error:
+            problems["job"] = error.message
+    return queries.ExecutionFilter(
+        job=job_id,
+        statuses=_statuses(asked["status"]),
+        slot_from=_day(asked["from"], "from", problems),
+        slot_to=_day(asked["to"], "to", problems, timedelta(days=1)),
+        worker=asked["worker"] or None,
+        text=asked["text"] or None,
+    )
+
+
+def _statuses(asked: str) -> Sequence[str]:
+    if asked == "unsuccessful":
+        return sorted(UNSUCCESSFUL)
+    return [asked] if asked in set(Status) else []
+
+
+def _day(text: str, name: str, problems: dict[str, str], plus: timedelta = timedelta(0)) -> datetime | None:
+    """The beginning of a UTC day, moved by `plus`."""
+    if not text:
+        return None
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC) + plus
+    except (ValueError, OverflowError):
+        problems[name] = f"{text[:40]!r} is not a date; write it like 2026-03-29"
+        return None
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How the code of a failed run differs from the last run before it that completed."""
+
+    good: CronJobExecution
+    rows: list[DiffRow]
+    unchanged: bool
+
+
+@area.get("/executions/<int:execution_id>")
+@needs("viewer")
+def show(execution_id: int) -> Response:
+    """One run and everything it left. Its state is a region; its log appends itself."""
+    session = access.database()
+    detail = queries.execution(session, execution_id)
+    run = detail.execution
+    context: dict[str, Any] = {
+        "run": run,
+        "job": detail.job,
+        "attempts": detail.attempts,
+        "active": run.status in ACTIVE,
+        "retry_waits": any(one.status == Status.PENDING and one.is_retry for one in detail.attempts),
+        "ORIGINS": words.ORIGINS,
+    }
+    if not wants_part():
+        code = _code(session, run)
+        context |= {
+            "log": _log(session, run.id),
+            "trace": trace(run.stack_trace, code) if run.stack_trace else [],
+            "comparison": _comparison(session, run, code),
+        }
+    return page("executions/execution.html", "executions/_state.html", **context)
+
+
+def _code(session: Session, run: CronJobExecution) -> str | None:
+    """The source that a run ran, None where there is none any more."""
+    if run.version is None:
+        return None
+    try:
+        return versions.source_of(session, run.cron_job, run.version)
+    except (NotFound, Unreadable):
+        return None
+
+
+def _comparison(session: Session, run: CronJobExecution, code: str | None) -> Comparison | None:
+    if run.status not in UNSUCCESSFUL or code is None:
+        return None
+    good = queries.last_success_before(session, run)
+    if good is None:
+        return None
+    before = code if good.version == run.version else _code(session, good)
+    if before is None:
+        return None
+    changes = diff.side_by_side(before, code, context=3)
+    return Comparison(good, diff_rows(changes, before, code), is_unchanged(changes))
+
+
+# -- its log -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """A piece of a run's output as HTML, and what the page sends along when it asks for the next."""
+
+    html: Markup
+    after: str | None = None
+    """Where the next piece begins; None when nothing more will be shown."""
+    shown: int = 0
+    """Characters that the page shows with this piece."""
+    colours: str = ""
+    """The colours that are on at its end."""
+    overwrites: bool = False
+    """A line was written over: once the run has ended, the whole output is shown anew."""
+    cut: bool = False
+    """The beginning is left out: this piece stands for all before it."""
+
+
+@area.get("/executions/<int:execution_id>/log")
+@needs("viewer")
+def log(execution_id: int) -> AnyResponse:
+    """For htmx the next piece of the output; for anybody else all of it, as a file."""
+    session = access.database()
+    run = queries.execution(session, execution_id).execution
+    if not is_htmx():
+        return _download(session, run.id)
+    before = Log(
+        html=Markup(""),
+        after=request.args.get("after"),
+        shown=request.args.get("shown", 0, int),
+        colours=request.args.get("colours", ""),
+        overwrites="overwrites" in request.args,
+    )
+    piece = _log(session, run.id, before)
+    if piece.after and not piece.html:
+        return Response(status=204)  # nothing new: whoever asks stays and asks again
+    if piece.after is None and piece.overwrites and before.shown:
+        piece, anew = _log(session, run.id), True
+    else:
+        anew = piece.cut
+    html = render_template("executions/_log.html", run=run, log=piece)
+    return Response(html, headers={"HX-Retarget": "#log", "HX-Reswap": "innerHTML"} if anew else {})
+
+
+def _log(session: Session, execution_id: int, before: Log | None = None) -> Log:
+    """The output that follows `before`, as far as there is any; from its beginning where that is None."""
+    before = before or Log(html=Markup(""))
+    text, after, finished, cut = "", before.after, False, False
+    while not finished:
+        part = queries.read_log(session, execution_id, after)
+        text, after, finished = text + part.text, part.cursor, part.finished
+        if len(text) + (0 if cut else before.shown) > SHOWN_LOG:
+            text, cut = text[-KEPT_LOG:], True
+        if not part.text:
+            break
+    html, colours = to_html(text, "" if cut else before.colours)
+    if cut:
+        note = f"Only the last {len(text):,} characters are shown here. Download the log to see all of it."
+        html = Markup('<span class="log-cut">{}</span>').format(note) + html
+    return Log(
+        html=html,
+        after=None if finished else after,
+        shown=len(text) + (0 if cut else before.shown),
+        colours=colours,
+        overwrites=before.overwrites or overwrites(text),
+        cut=cut,
+    )
+
+
+def _download(session: Session, execution_id: int) -> Response:
+    def pieces() -> Iterator[str]:
+        cursor, more = None, True
+        while more:
+            part = queries.read_log(session, execution_id, cursor)
+            yield part.text
+            # Of a run that still goes on, what there is: a download must end.
+            cursor, more = part.cursor, bool(part.text) and not part.finished
+
+    response = Response(stream_with_context(pieces()), mimetype="text/plain")
+    response.headers["Content-Disposition"] = f'attachment; filename="execution-{execution_id}.log"'
+    return response
+
+
+# -- what one may do -----------------------------------------------------------------------------------------
+
+
+@area.post("/executions/<int:execution_id>/cancel")
+@needs("operator")
+def cancel(execution_id: int) -> AnyResponse:
+    """Stop a run, or call it off before it starts."""
+    run = lifecycle.cancel(access.database(), execution_id, access.actor())
+    said = "is called off" if run.status == Status.CANCELLED else "is being stopped"
+    return done(f"Execution {execution_id} {said}.", back(_url(execution_id)))
+
+
+@area.post("/executions/<int:execution_id>/retry")
+@needs("operator")
+def retry(execution_id: int) -> AnyResponse:
+    """Start the waiting retry at once."""
+    run = lifecycle.retry_now(access.database(), execution_id, access.actor())
+    return done(f"Execution {run.id} starts now.", _url(run.id), leave=run.id != execution_id)
+
+
+@area.post("/executions/<int:execution_id>/rerun")
+@needs("operator")
+def rerun(execution_id: int) -> AnyResponse:
+    """Run the same slot again, on the current version or on the one it had."""
+    same = request.form.get("version") == "same"
+    run = lifecycle.rerun(access.database(), execution_id, access.actor(), same_version=same)
+    return done(f"Execution {run.id} runs this slot again.", _url(run.id), leave=True)
+
+
+def _url(execution_id: int) -> str:
+    return url_for("executions.show", execution_id=execution_id)

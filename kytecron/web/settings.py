@@ -1,0 +1,93 @@
+"""What this installation is set to, and whether its ways of telling people work. Settings come from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flask import render_template, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from ..config import Settings
+from ..core.errors import Invalid
+from ..services import accounts, notify
+from . import access
+from .access import needs
+from .render import done
+
+area = access.area("settings", __name__, "/settings")
+
+CHANNELS = [("slack", "Slack webhook"), ("email", "Email")]
+MAX_TARGET = 500
+TESTS_PER_MINUTE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One setting as anybody who administrates may see it."""
+
+    variable: str
+    value: str
+    help: str
+
+
+@area.get("")
+@needs("admin")
+def index() -> str:
+    """Every setting, with what is secret left out."""
+    return _page()
+
+
+def _page(**more: Any) -> str:
+    context: dict[str, Any] = {
+        "settings": shown(access.settings()),
+        "channels": CHANNELS,
+        "errors": {},
+        "channel": "slack",
+        "target": "",
+    }
+    return render_template("settings/page.html", **context | more)
+
+
+def shown(settings: Settings) -> list[Shown]:
+    """The settings in their order. Of a secret one only whether it is set."""
+    found = []
+    for item in fields(settings):
+        value = getattr(settings, item.name)
+        if item.metadata["secret"]:
+            text = "set" if value else "not set"
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
+        else:
+            text = f"{value} {item.metadata['unit']}".strip()
+        found.append(Shown(f"KYTECRON_{item.name.upper()}", text, item.metadata["help"]))
+    return found
+
+
+@area.post("/test-message")
+@needs("admin")
+def test_message() -> AnyResponse | tuple[str, int]:
+    """Send a message by a channel now, and tell how it went."""
+    typed = {name: request.form.get(name, "").strip() for name in ("channel", "target")}
+    try:
+        _check(**typed)
+    except Invalid as invalid:
+        return _page(errors=invalid.fields, **typed), 422
+    session, actor = access.database(), access.actor()
+    accounts.throttle(session, f"test-message:{access.user().id}", TESTS_PER_MINUTE, 60)
+    notify.note_test(session, typed["channel"], typed["target"], actor)
+    if problem := notify.test_channel(access.settings(), typed["channel"], typed["target"]):
+        return _page(errors={"target": f"It did not arrive: {problem}"}, **typed), 422
+    return done(
+        "The test message is on its way: look whether it came.", url_for("settings.index"), leave=True
+    )
+
+
+def _check(channel: str, target: str) -> None:
+    wrong = {}
+    if channel not in dict(CHANNELS):
+        wrong["channel"] = "Invalid channel. Must be one of: " + ", ".join(dict(CHANNELS))
+    if not 1 <= len(target) <= MAX_TARGET:
+        wrong["target"] = f"target must be an address of 1 to {MAX_TARGET} characters"
+    if wrong:
+        raise Invalid(wrong)

@@ -1,0 +1,107 @@
+"""The machinery: dead letters, workers and locks, the audit log, stored content."""
+
+from __future__ import annotations
+
+from flask import Response, render_template, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from ..core.schedule import TZDATA_VERSION
+from ..services import deadletters, lifecycle, registry, versions
+from ..store import db, queries
+from . import access
+from .access import needs
+from .render import done, page
+
+area = access.area("system", __name__)
+
+PAGE = 50
+SILENT_AFTER = 30.0
+"""Seconds without a word after which a worker counts as gone."""
+
+
+@area.get("/dead-letters")
+@needs("viewer")
+def dead_letters() -> Response:
+    """Jobs that were given up on."""
+    jobs = deadletters.dead_letters(access.database())
+    return page("system/dead_letters.html", "system/_dead_letters.html", jobs=jobs)
+
+
+@area.post("/dead-letters/recover")
+@needs("operator")
+def recover() -> AnyResponse:
+    """Recover the chosen jobs, or all of them."""
+    chosen = None if request.form.get("which") == "all" else request.form.getlist("ids", type=int)
+    to = url_for("system.dead_letters")
+    if chosen is not None and not chosen:
+        return done("Choose the jobs to recover first.", to, tone="warning")
+    result = deadletters.recover_many(access.database(), chosen, access.actor())
+    number = len(result.recovered)
+    said = f"{number} job{'' if number == 1 else 's'} recovered."
+    if result.refused:
+        said += " Not recovered: " + "; ".join(
+            f"job {job_id}: {why}" for job_id, why in result.refused.items()
+        )
+    return done(said, to, tone="warning" if result.refused else "success")
+
+
+@area.get("/workers")
+@needs("viewer")
+def workers() -> Response:
+    """Who works, and who holds what."""
+    session = access.database()
+    now = db.now(session)
+    known = queries.workers(session)
+    return page(
+        "system/workers.html",
+        "system/_workers.html",
+        workers=[(one, queries.worker_state(one, now, SILENT_AFTER)) for one in known],
+        running=queries.running(session, limit=100),
+        now=now,
+        tzdata=TZDATA_VERSION,
+        version=registry.VERSION,
+    )
+
+
+@area.post("/locks/<int:execution_id>/release")
+@needs("operator")
+def release(execution_id: int) -> AnyResponse:
+    """Take a run from its worker: it counts as lost and is retried."""
+    lifecycle.release_lock(access.database(), execution_id, access.actor())
+    return done(f"Execution {execution_id} was taken from its worker.", url_for("system.workers"))
+
+
+@area.get("/audit")
+@needs("admin")
+def audit() -> Response:
+    """Who changed what."""
+    names = ("actor", "action", "subject_type", "subject_id")
+    asked = {name: request.args.get(name, "").strip() or None for name in names}
+    cursor = request.args.get("cursor")
+    wanted = queries.AuditFilter(
+        actor=asked["actor"],
+        action=(asked["action"] or "").replace(" ", "_") or None,
+        subject_type=asked["subject_type"],
+        subject_id=asked["subject_id"],
+    )
+    found = queries.audit_log(access.database(), wanted, cursor=cursor, limit=PAGE)
+    return page(
+        "system/audit.html",
+        "system/_audit.html",
+        rows=found.items,
+        next_cursor=found.next,
+        cursor=cursor,
+        filters={name: value for name, value in asked.items() if value},
+    )
+
+
+@area.get("/storage")
+@needs("viewer")
+def storage() -> str:
+    """What the versions' code takes up, and what sharing saves."""
+    session = access.database()
+    return render_template(
+        "system/storage.html",
+        stats=versions.content_stats(session),
+        orphaned=versions.CronVersionControl(session).orphaned(),
+    )

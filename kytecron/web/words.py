@@ -1,0 +1,193 @@
+"""What rows mean to people: schedules as sentences, letters as endings, configuration as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from ..core import preview
+from ..core.errors import Invalid
+from ..core.schedule import in_words, zone
+from ..core.statistics import success_rate
+from ..services import endings, slots
+from ..store.models import CronJob
+
+ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
+BARS = 30
+SCHEDULE_TYPES = {
+    "cron": "Cron expression",
+    "interval": "Interval",
+    "daily": "Daily",
+    "weekly": "Weekly",
+    "monthly": "Monthly",
+    "manual": "Manual",
+}
+ORIGINS = {
+    "schedule": "schedule",
+    "manual": "a person",
+    "trigger": "parents",
+    "backfill": "backfill",
+    "rerun": "a person, again",
+}
+SKIPS = {"skip": "is skipped", "queue": "waits", "allow": "runs beside it", "replace": "replaces it"}
+MISSED = {
+    "run_once": "the newest one runs, the others are recorded as skipped",
+    "skip": "are recorded as skipped",
+    "run_all": "all run, the oldest first",
+}
+
+
+def schedule(job: CronJob) -> str:
+    """A job's schedule as a sentence; of a row that makes none, what is wrong with it."""
+    try:
+        return preview.describe(slots.schedule_of(job))
+    except Invalid as invalid:
+        return invalid.message
+
+
+def upcoming(job: CronJob, now: datetime, count: int = 5) -> list[datetime]:
+    """The next slots of a job, in UTC; none for one that is disabled or waits for something other than time."""
+    if not job.enabled or job.schedule_type == "manual":
+        return []
+    if slots.counts_from_completion(job):
+        return [job.next_run_time] if job.next_run_time else []
+    try:
+        return preview.preview(slots.schedule_of(job), now, count, job.starts_at, job.ends_at)
+    except Invalid:
+        return []
+
+
+def in_zone(instant: datetime, name: str) -> str:
+    """An instant as a clock in that zone shows it, with the zone's short name."""
+    try:
+        local = instant.astimezone(zone(name))
+    except Invalid:
+        return f"{instant:%a %d %b %Y %H:%M:%S} UTC"
+    return f"{local:%a %d %b %Y %H:%M:%S} {local.tzname()}"
+
+
+def rate(job: CronJob) -> float | None:
+    """The share of a job's runs that completed, in per cent; None before the first."""
+    return success_rate(job.runs_completed, job.runs_total)
+
+
+@lru_cache(maxsize=2048)
+def bars(recent_results: str) -> Markup:
+    """The last runs as small bars, oldest first: `recent_results` of a job drawn as SVG.
+
+    The macro `run_bars` draws the same with heights and links; this one is for lists of many jobs.
+    """
+    letters = recent_results[-BARS:]
+    said = ", ".join(
+        f"{letters.count(letter)} {status}" for letter, status in ENDINGS.items() if letter in letters
+    )
+    label = f"Last {len(letters)} runs: {said}" if letters else "No runs yet"
+    blank = BARS - len(letters)
+    parts = [
+        f'<rect class="run-bar run-none" x="{place * 4}" y="16" width="3" height="4" rx="1"/>'
+        for place in range(blank)
+    ]
+    parts += [
+        f'<rect class="run-bar run-{ENDINGS.get(letter, "none")}" x="{place * 4}" y="2" width="3" height="18" rx="1"/>'
+        for place, letter in enumerate(letters, blank)
+    ]
+    return Markup(
+        f'<svg class="run-bars" viewBox="0 0 {BARS * 4} 20" width="{BARS * 4}" height="20" role="img" '
+        f'aria-label="{escape(label)}"><title>{escape(label)}</title>{"".join(parts)}</svg>'
+    )
+
+
+def facts(job: CronJob) -> list[tuple[str, list[tuple[str, str]]]]:
+    """A job's configuration in words, in groups of (what, how)."""
+    return [
+        ("How it runs", _running(job)),
+        ("When it fails", _failing(job)),
+        ("Whom it tells", _telling(job)),
+    ]
+
+
+def _running(job: CronJob) -> list[tuple[str, str]]:
+    found = [
+        ("Time limit", in_words(job.timeout_seconds)),
+        ("While the last run goes on", f"a new slot {SKIPS.get(job.overlap_policy, job.overlap_policy)}"),
+        ("Missed slots", MISSED.get(job.misfire_policy, job.misfire_policy)),
+    ]
+    if job.misfire_policy != "run_all" and job.misfire_grace_seconds != 60:
+        found.append(("Missed means", f"more than {in_words(job.misfire_grace_seconds)} late"))
+    if job.memory_limit_mb:
+        found.append(("Memory limit", f"{job.memory_limit_mb} MiB"))
+    if job.cpu_limit_seconds:
+        found.append(("CPU limit", in_words(job.cpu_limit_seconds)))
+    if job.priority != 5:
+        found.append(("Priority", f"{job.priority} of 9"))
+    if job.worker_tag:
+        found.append(("Only on workers tagged", job.worker_tag))
+    if job.on_lost_contact == "continue":
+        found.append(("Without the database", "a run goes on"))
+    if job.jitter_seconds:
+        found.append(("Starts later by", f"a fixed offset of up to {in_words(job.jitter_seconds)}"))
+    if job.starts_at:
+        found.append(("Not before", in_zone(job.starts_at, job.timezone)))
+    if job.ends_at:
+        found.append(("Not after", in_zone(job.ends_at, job.timezone)))
+    if job.max_runs:
+        found.append(("Disabled after", f"{job.max_runs} scheduled runs ({job.runs_scheduled} so far)"))
+    return found
+
+
+def _failing(job: CronJob) -> list[tuple[str, str]]:
+    return [("Retries", retries(job)), ("After the last retry", "it goes to the dead letter queue")]
+
+
+def retries(job: CronJob) -> str:
+    """The retry policy as a phrase."""
+    if job.max_retries == 0:
+        return "none"
+    times = "once" if job.max_retries == 1 else f"up to {job.max_retries} times"
+    delay = in_words(job.retry_delay_seconds)
+    if job.retry_strategy == "immediate" or job.retry_delay_seconds == 0:
+        return f"{times}, at once"
+    if job.retry_strategy == "fixed" or job.max_retries == 1:
+        return f"{times}, {delay} after each failure"
+    return f"{times}, after {delay} at first, doubling to at most {in_words(job.retry_max_delay_seconds)}"
+
+
+def _telling(job: CronJob) -> list[tuple[str, str]]:
+    channels = []
+    if job.slack_webhook:
+        channels.append("Slack")
+    if job.notification_email:
+        channels.append(job.notification_email)
+    if not channels:
+        return [("Notifications", "nobody: it has no Slack webhook and no email address")]
+    occasions = []
+    if job.notify_on_failure:
+        after = job.notify_after_failures
+        occasions.append("a failure" if after == 1 else f"{after} failures in a row")
+    if job.notify_on_dead_letter:
+        occasions.append("the dead letter queue")
+    if job.notify_on_recovery:
+        occasions.append("recovery")
+    return [("Channels", ", ".join(channels)), ("On", ", ".join(occasions) or "nothing")]
+
+
+def tags(job: CronJob) -> list[str]:
+    """A job's tags."""
+    return [tag for tag in job.tags.split(",") if tag]
+
+
+def plain(value: Any) -> str:
+    """A value of a configuration as a person would write it."""
+    if value is None or value == "" or value == [] or value == {}:
+        return "nothing"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(one)}" for key, one in value.items())
+    return str(value)
