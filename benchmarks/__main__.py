@@ -1,0 +1,88 @@
+"""`make bench`, or `python -m benchmarks [--only P1,P2] [--database sqlite|mariadb|both] [--json FILE]`.
+
+Absolute figures wander on a busy machine; each is printed beside a yardstick measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kytecron.config import Settings
+from kytecron.store import db, schema
+from tests.mariadb import MariaDB, find_mariadbd
+
+from . import figures, rq
+from .bench import Bench, Figure
+
+MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
+    "P1": figures.lateness,
+    "P2": figures.throughput,
+    "P3": figures.startup,
+    "P4": figures.contention,
+    "P5": figures.idle,
+    "P6": figures.recovery,
+    "P9": figures.output,
+    "P10": figures.trigger,
+    "P12": figures.growth,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    parser.add_argument(
+        "--only", default=",".join(MEASURES), help="rows of docs/performance.md, such as P1,P2"
+    )
+    parser.add_argument("--database", choices=("sqlite", "mariadb", "both"), default="both")
+    parser.add_argument("--json", type=Path, help="also write the figures into this file")
+    options = parser.parse_args()
+    if "P2" in options.only.split(",") and (left_out := rq.missing()):
+        print(left_out)
+    found: list[Figure] = []
+    for name, connect in {"sqlite": _sqlite, "mariadb": _mariadb}.items():
+        if options.database not in (name, "both"):
+            continue
+        if name == "mariadb" and find_mariadbd() is None:
+            print("mariadb: no mariadbd on this machine (package mariadb-server), left out")
+            continue
+        for number in options.only.split(","):
+            with connect() as settings:
+                for figure in MEASURES[number](Bench(name, settings)):
+                    found.append(figure)
+                    print(figure.line(), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps([figure.as_dict() for figure in found], indent=2))
+    return 0
+
+
+@contextmanager
+def _sqlite() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory() as directory:
+        yield _migrated(Settings(instance_path=Path(directory)))
+
+
+@contextmanager
+def _mariadb() -> Iterator[Settings]:
+    with tempfile.TemporaryDirectory() as directory:
+        server = MariaDB(Path(directory))
+        server.start()
+        try:
+            yield _migrated(Settings(instance_path=Path(directory) / "instance", database_url=server.url))
+        finally:
+            server.stop()
+
+
+def _migrated(settings: Settings) -> Settings:
+    engine = db.make_engine(settings)
+    schema.upgrade(engine)
+    engine.dispose()
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())
