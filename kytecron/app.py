@@ -1,0 +1,119 @@
+"""The composition root: settings, database, pages, API and command line become one Flask app here.
+
+Besides tests and wsgi.py nothing imports this module; it alone knows all fronts.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flask import Flask, Response, request
+from flask_migrate import Migrate
+from flask_wtf import CSRFProtect
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from . import api, cli, web
+from .config import ROOT, Settings
+from .store import db as database
+from .store import schema
+from .store.models import db
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+YEAR = 365 * 24 * 3600
+
+# Templates hold no inline script or style (docs/pages.md), so nothing needs a nonce. The data: images are the
+# stylesheet's own.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    # Not `no-referrer`: under TLS the CSRF check compares the referrer.
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The web application: pages, JSON API and the `flask` commands.
+
+    Raises Invalid for settings that must not go into production.
+    """
+    settings = settings or Settings.load()
+    app = Flask("kytecron", instance_path=str(settings.instance_path.resolve()))
+    # Joining the slashes of //jobs is a redirect to an absolute address, made from the Host header.
+    app.url_map.merge_slashes = False
+    app.extensions["kytecron.settings"] = settings
+    app.config.update(_configuration(settings))
+    _connect_database(app, settings)
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    app.after_request(_secure)
+    app.add_url_rule("/healthz", view_func=healthz)
+    app.add_url_rule("/readyz", view_func=readyz)
+    csrf = CSRFProtect(app)
+    # The API knows its callers by bearer tokens, which no browser sends by itself.
+    csrf.exempt(api.register(app))
+    web.register(app)
+    cli.register(app)
+    return app
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    return {
+        "SECRET_KEY": settings.require_secret_key(),
+        "SESSION_COOKIE_NAME": "kytecron",
+        "SESSION_COOKIE_HTTPONLY": True,
+        "SESSION_COOKIE_SAMESITE": "Lax",
+        "SESSION_COOKIE_SECURE": settings.environment == "production",
+        "MAX_CONTENT_LENGTH": MAX_BODY_BYTES,
+        "MAX_FORM_MEMORY_SIZE": MAX_BODY_BYTES,  # a job's code is one form field
+        "SEND_FILE_MAX_AGE_DEFAULT": YEAR,  # addresses of static files carry their version
+        "WTF_CSRF_TIME_LIMIT": None,  # a form may stay open for as long as the sign-in lasts
+        "SQLALCHEMY_DATABASE_URI": settings.url,
+        "SQLALCHEMY_ENGINE_OPTIONS": database.engine_options(settings.url),
+    }
+
+
+def _connect_database(app: Flask, settings: Settings) -> None:
+    settings.instance_path.mkdir(parents=True, exist_ok=True)
+    db.init_app(app)
+    with app.app_context():
+        database.configure(db.engine)
+    Migrate(app, db, directory=str(ROOT / "migrations"))
+
+
+def _secure(response: Response) -> Response:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.endpoint != "static" or response.status_code >= 400:
+        response.headers.setdefault("Cache-Control", "no-store")
+    if request.is_secure:
+        response.headers["Strict-Transport-Security"] = f"max-age={YEAR}"
+    return response
+
+
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+def readyz() -> tuple[dict[str, str], int]:
+    """The database answers and its tables are those of this version."""
+    try:
+        problem = schema.behind(db.engine)
+    except SQLAlchemyError as error:
+        log.warning("not ready: %s", error)
+        problem = "The database does not answer"
+    if problem:
+        return {"status": "unavailable", "reason": problem}, 503
+    return {"status": "ready"}, 200

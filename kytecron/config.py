@@ -1,0 +1,263 @@
+"""Settings: one list, each with a default and help. The only reader of the environment.
+
+A setting named `lease_seconds` is read from `KYTECRON_LEASE_SECONDS`, from the process's environment first
+and from a `.env` file beside `wsgi.py` second. `docs/settings.md` is made from this list by a test.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from .core.errors import Invalid
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_KEYS = frozenset({"change-me", "changeme", "secret", "dev", "development", "test", "kytecron"})
+MIN_KEY_LENGTH = 32
+MIN_KEY_CHARACTERS = 8
+"""Different ones; 32 random hexadecimal digits have fewer once in 30 million keys."""
+MORE_THAN_NOTHING = (
+    "concurrency",
+    "poll_interval",
+    "lease_seconds",
+    "renew_seconds",
+    "kill_grace_seconds",
+    "session_hours",
+    "retention_days",
+    "retention_per_job",
+    "retention_versions",
+)
+NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
+
+
+def _setting(default: Any, help_text: str, *, secret: bool = False, unit: str = "") -> Any:
+    return field(default=default, metadata={"help": help_text, "secret": secret, "unit": unit})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set from outside. Make one with `Settings.load()`."""
+
+    environment: str = _setting(
+        "development", "`production` refuses weak secret keys and sends cookies over TLS only"
+    )
+    database_url: str = _setting(
+        "", "SQLAlchemy URL; empty means SQLite in the instance directory", secret=True
+    )
+    instance_path: Path = _setting(
+        ROOT / "instance", "Directory of the SQLite file, the generated secret key and job scratch files"
+    )
+    secret_key: str = _setting(
+        "", "Signs cookies; empty in development makes one in the instance directory", secret=True
+    )
+    secrets_keys: str = _setting(
+        "", "Fernet keys that encrypt stored secrets, newest first, separated by commas", secret=True
+    )
+    public_url: str = _setting(
+        "", "Address people use, for links in notifications, such as https://cron.example"
+    )
+    trusted_proxies: int = _setting(0, "Number of reverse proxies in front whose X-Forwarded-* headers count")
+    session_hours: int = _setting(12, "A sign-in ends after this long without use", unit="hours")
+
+    concurrency: int = _setting((os.cpu_count() or 1) * 4, "Runs at once on one worker (default: 4 per core)")
+    poll_interval: float = _setting(
+        0.2, "Longest time between two looks for due work made elsewhere (triggers, edits)", unit="seconds"
+    )
+    lease_seconds: float = _setting(
+        60.0,
+        "How long a claim holds without renewal: a vanished worker's runs start again after it",
+        unit="seconds",
+    )
+    renew_seconds: float = _setting(10.0, "Time between two renewals of a claim", unit="seconds")
+    grace_seconds: float = _setting(
+        30.0, "How long a stopping worker waits for its running jobs", unit="seconds"
+    )
+    kill_grace_seconds: float = _setting(
+        10.0, "Time between SIGTERM and SIGKILL for a job that must end", unit="seconds"
+    )
+    worker_tags: str = _setting("", "Tags of this worker, separated by commas; jobs may ask for one")
+    output_limit_bytes: int = _setting(
+        10_000_000, "Output kept of one run: the first and the last half", unit="bytes"
+    )
+
+    retention_days: int = _setting(90, "Executions older than this are removed", unit="days")
+    retention_per_job: int = _setting(10_000, "Executions kept for one job at most")
+    retention_versions: int = _setting(50, "Versions kept for one job at least")
+
+    smtp_host: str = _setting("", "Mail server; empty sends no mail")
+    smtp_port: int = _setting(587, "Port of the mail server")
+    smtp_user: str = _setting("", "User name at the mail server; empty signs in nowhere")
+    smtp_password: str = _setting("", "Password at the mail server", secret=True)
+    smtp_starttls: bool = _setting(True, "Refuse to send mail over an unencrypted connection")
+    mail_from: str = _setting("kytecron@localhost", "Sender of the mails")
+    allow_local_webhooks: bool = _setting(
+        False, "Let webhooks go to this machine over plain http (for tests and local relays)"
+    )
+
+    log_format: str = _setting("text", "`text` for people or `json`, one event a line on standard error")
+    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, Any] | None = None) -> Settings:
+        """Settings from `overrides` (already typed), then the environment, then `.env`, then the defaults.
+
+        Raises Invalid naming each variable that cannot be understood.
+        """
+        texts = {**dotenv_values(ROOT / ".env"), **os.environ}
+        values: dict[str, Any] = {}
+        wrong: dict[str, str] = {}
+        for item in fields(cls):
+            variable = f"KYTECRON_{item.name.upper()}"
+            text = texts.get(variable)
+            if text is None:
+                continue
+            try:
+                values[item.name] = _parse(text, item.default)
+            except ValueError:
+                wrong[variable] = f"{variable}={text!r} is not {_kind(item.default)}"
+        values.update(overrides or {})
+        settings = cls(**values)
+        wrong |= settings._problems()
+        if wrong:
+            raise Invalid(wrong)
+        return settings
+
+    def _problems(self) -> dict[str, str]:
+        wrong: dict[str, str] = {}
+        if self.environment not in ("development", "production"):
+            wrong["KYTECRON_ENVIRONMENT"] = "KYTECRON_ENVIRONMENT must be development or production"
+        for name in MORE_THAN_NOTHING:
+            if not getattr(self, name) > 0:
+                wrong[f"KYTECRON_{name.upper()}"] = f"KYTECRON_{name.upper()} must be more than 0"
+        if self.renew_seconds > self.lease_seconds / 2:
+            wrong["KYTECRON_RENEW_SECONDS"] = (
+                "KYTECRON_RENEW_SECONDS must be at most half of KYTECRON_LEASE_SECONDS: "
+                "one lost renewal must not end a lease"
+            )
+        if not all(_is_fernet_key(key) for key in _listed(self.secrets_keys)):
+            wrong["KYTECRON_SECRETS_KEYS"] = (
+                f"KYTECRON_SECRETS_KEYS must be Fernet keys separated by commas; make one with: {NEW_SECRETS_KEY}"
+            )
+        return wrong
+
+    @property
+    def url(self) -> str:
+        """The database's SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.instance_path / 'kytecron.db'}"
+
+    @property
+    def tags(self) -> frozenset[str]:
+        """`worker_tags` as a set."""
+        return frozenset(_listed(self.worker_tags))
+
+    def require_secret_key(self) -> str:
+        """The key that signs cookies.
+
+        In development an empty key is made once and kept in the instance directory. In production an empty,
+        short or sample key raises Invalid: cookies signed with it could be forged.
+        """
+        if self.secret_key:
+            key = self.secret_key
+        elif self.environment == "production":
+            key = ""
+        else:
+            key = _kept_key(self.instance_path / "secret-key", lambda: secrets.token_hex(32))
+        if self.environment == "production" and _is_weak(key):
+            raise Invalid(
+                {
+                    "KYTECRON_SECRET_KEY": "KYTECRON_SECRET_KEY must be set to at least 32 random characters in "
+                    'production, for example the output of: python -c "import secrets; print(secrets.token_hex(32))"'
+                }
+            )
+        return key
+
+    def secrets_key_list(self) -> list[str]:
+        """The Fernet keys that encrypt stored secrets, newest first; empty when production has none set.
+
+        In development a missing key is made once and kept in the instance directory.
+        """
+        keys = _listed(self.secrets_keys)
+        if keys or self.environment == "production":
+            return keys
+        return [_kept_key(self.instance_path / "secrets-key", _new_fernet_key)]
+
+
+def _is_weak(key: str) -> bool:
+    """Whether a key can be guessed: too short, one of a few characters, or a sample, also written several times."""
+    if len(key) < MIN_KEY_LENGTH or len(set(key)) < MIN_KEY_CHARACTERS:
+        return True
+    return any(not key.lower().replace(sample, "") for sample in SAMPLE_KEYS)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _new_fernet_key() -> str:
+    # As Fernet.generate_key does; importing cryptography would slow down every process that reads settings.
+    return base64.urlsafe_b64encode(os.urandom(32)).decode()
+
+
+def _is_fernet_key(key: str) -> bool:
+    try:
+        return len(base64.urlsafe_b64decode(key)) == 32
+    except ValueError:
+        return False
+
+
+def _parse(text: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if text.lower() in ("1", "true", "yes", "on"):
+            return True
+        if text.lower() in ("", "0", "false", "no", "off"):
+            return False
+        raise ValueError(text)
+    return type(default)(text) if not isinstance(default, Path) else Path(text).resolve()
+
+
+def _kind(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes or no (1 or 0)"
+    return {int: "a whole number", float: "a number"}.get(type(default), "text")
+
+
+def _kept_key(path: Path, make: Callable[[], str]) -> str:
+    """The key in `path`, made on first use; processes that start at once all end with the same one."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}.{os.getpid()}")
+        draft.touch(mode=0o600)
+        draft.write_text(make())
+        try:
+            os.link(draft, path)  # fails where another process was first, and never shows a half-written key
+        except FileExistsError:
+            pass
+        draft.unlink()
+    return path.read_text()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment for a process that is to have these settings: this one's, with each of them written out."""
+    return {
+        **os.environ,
+        **{f"KYTECRON_{item.name.upper()}": _text(settings, item.name) for item in fields(settings)},
+    }
+
+
+def _text(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+@lru_cache(maxsize=1)
+def default_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings.load()

@@ -1,0 +1,98 @@
+"""What every test may ask for: a migrated database of each kind, sessions on it, a private MariaDB."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from kytecron.config import Settings
+from kytecron.store import db, schema
+from kytecron.store.models import Base
+
+from .mariadb import MariaDB, find_mariadbd
+
+# Nothing a developer has set may change what the tests see.
+for name in [name for name in os.environ if name.startswith("KYTECRON_")]:
+    del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty SQLite file that tests copy: the schema comes from the migrations."""
+    settings = Settings(instance_path=tmp_path_factory.mktemp("template"))
+    engine = db.make_engine(settings)
+    schema.upgrade(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+    return settings.instance_path / "kytecron.db"
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    """A MariaDB server of the test session's own; tests may stop, freeze and kill it if they restart it."""
+    if find_mariadbd() is None:
+        if os.environ.get("KYTECRON_TEST_REQUIRE_ALL"):
+            pytest.fail("mariadbd is required here (package mariadb-server)")
+        pytest.skip("no mariadbd on this machine (package mariadb-server)")
+    server = MariaDB(tmp_path_factory.mktemp("mariadb"))
+    server.start()
+    engine = db.make_engine(Settings(database_url=server.url))
+    schema.upgrade(engine)
+    engine.dispose()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sqlite_settings(tmp_path: Path, sqlite_template: Path) -> Settings:
+    """Settings whose instance directory holds a fresh migrated SQLite database."""
+    instance = tmp_path / "instance"
+    instance.mkdir()
+    shutil.copy(sqlite_template, instance / "kytecron.db")
+    return Settings(instance_path=instance)
+
+
+@pytest.fixture
+def mariadb_settings(tmp_path: Path, mariadb: MariaDB) -> Settings:
+    """Settings for the emptied database of the private MariaDB."""
+    settings = Settings(instance_path=tmp_path / "instance", database_url=mariadb.url)
+    engine = db.make_engine(settings)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET foreign_key_checks = 0")
+        # DELETE takes 22 ms for all tables, TRUNCATE 240 ms.
+        for table in Base.metadata.sorted_tables:
+            connection.execute(table.delete())
+    engine.dispose()
+    return settings
+
+
+@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The same test on each database."""
+    chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
+    return chosen
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = db.make_engine(settings)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    return db.make_sessions(engine)
+
+
+@pytest.fixture
+def session(sessions: Callable[[], Session]) -> Iterator[Session]:
+    with sessions() as session:
+        yield session

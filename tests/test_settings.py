@@ -1,0 +1,66 @@
+"""Settings: one list, documented, checked."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from kytecron.config import ROOT, Settings
+from kytecron.core.errors import Invalid
+
+DOCUMENT = ROOT / "docs" / "settings.md"
+
+
+def rows() -> list[str]:
+    """The table of docs/settings.md as the list of settings makes it."""
+    made = []
+    for item in fields(Settings):
+        shown = {"instance_path": "`instance/`", "concurrency": "4 per core"}.get(
+            item.name, f"`{item.default}`" if item.default != "" else "empty"
+        )
+        unit = f" ({item.metadata['unit']})" if item.metadata["unit"] else ""
+        made.append(f"| `KYTECRON_{item.name.upper()}` | {shown} | {item.metadata['help']}{unit} |")
+    return made
+
+
+def test_every_setting_is_documented_with_its_default_and_help() -> None:
+    missing = [row for row in rows() if row not in DOCUMENT.read_text().splitlines()]
+    assert not missing, "docs/settings.md lacks:\n" + "\n".join(missing)
+
+
+def test_a_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYTECRON_CONCURRENCY", "3")
+    monkeypatch.setenv("KYTECRON_SMTP_STARTTLS", "no")
+    settings = Settings.load()
+    assert (settings.concurrency, settings.smtp_starttls) == (3, False)
+
+
+def test_a_setting_that_makes_no_sense_is_named_with_what_it_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KYTECRON_CONCURRENCY", "many")
+    monkeypatch.setenv("KYTECRON_LEASE_SECONDS", "-1")
+    with pytest.raises(Invalid) as caught:
+        Settings.load()
+    assert caught.value.fields["KYTECRON_CONCURRENCY"] == "KYTECRON_CONCURRENCY='many' is not a whole number"
+
+
+def test_a_lease_shorter_than_two_renewals_is_refused() -> None:
+    with pytest.raises(Invalid, match="at most half"):
+        Settings.load({"lease_seconds": 15.0})
+
+
+@pytest.mark.parametrize("key", ["", "short", "change-me"])
+def test_production_refuses_a_weak_secret_key(key: str) -> None:
+    with pytest.raises(Invalid, match="at least 32 random characters"):
+        Settings.load({"environment": "production", "secret_key": key}).require_secret_key()
+
+
+def test_development_makes_one_key_and_keeps_it_from_others(tmp_path: Path) -> None:
+    settings = Settings(instance_path=tmp_path)
+    key = settings.require_secret_key()
+    assert len(key) == 64
+    assert settings.require_secret_key() == key
+    assert (tmp_path / "secret-key").stat().st_mode & 0o077 == 0
