@@ -119,8 +119,8 @@ class CronJobBase:
         return self._run.secrets
 
 
-NOTE_LIMIT = 500
-"""Characters of a progress note that are kept."""
+NOTE_LIMIT = 4_000
+"""Characters of a progress note that are told. The worker masks secrets in them, and keeps 500 of the rest."""
 
 
 class JobInfo:

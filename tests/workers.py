@@ -92,11 +92,23 @@ class WorkerProcess:
 
 
 @contextmanager
+def logs_told(workers: list[WorkerProcess]) -> Iterator[None]:
+    """When a test fails meanwhile, pytest shows beside it what these workers logged."""
+    try:
+        yield
+    except BaseException:
+        for worker in workers:
+            print(f"-- log of worker {worker.pid}", worker.log(), sep="\n")
+        raise
+
+
+@contextmanager
 def working(settings: Settings, *arguments: str, **variables: object) -> Iterator[WorkerProcess]:
     """A worker that is ready, and gone in the end."""
     worker = WorkerProcess(settings, *arguments, **variables)
     try:
-        yield worker.wait_until_ready()
+        with logs_told([worker]):
+            yield worker.wait_until_ready()
     finally:
         if worker.process.poll() is None:
             worker.signal(signal.SIGCONT)

@@ -31,7 +31,7 @@ from .. import job as api
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
     from typing import Any, NoReturn
 
@@ -40,6 +40,11 @@ MODULE = "kytecron_job"
 
 KEPT = 64 * 1024
 """Most characters kept of a result, of a stack trace and of the state."""
+
+MASKED = "***"
+
+SHORTEST_SECRET = 4
+"""Shorter ones are not masked: they would black out half of any text."""
 
 PLAIN_END = {"end": "completed", "result": None}
 """The end of most runs: told without waking the JSON encoder, which costs a young process 0.15 ms."""
@@ -348,6 +353,7 @@ def _create(request: dict[str, Any], run: api.Run, channel: Channel) -> api.Cron
     _limit_cpu(request["cpu_limit_seconds"])
     _limit_memory(request["memory_limit_mb"])
     api.enter(run)
+    _hidden[:] = spellings(run.secrets.values())
     source = request["code"]
     # With its source in linecache a stack trace shows the lines. No modification time: never looked up on disk.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -460,6 +466,7 @@ def _is_peaceful(error: BaseException) -> bool:
 def _failure(failures: list[BaseException], request: dict[str, Any]) -> tuple[dict[str, Any], int]:
     error, exit_code = _cause(failures[0], request)
     trace = "\nThen, while the job was being torn down:\n\n".join(_trace(failure) for failure in failures)
+    trace = hide(trace, _hidden)
     return {
         "end": "failed",
         "error": error,
@@ -505,7 +512,7 @@ def _headline(error: BaseException) -> str:
 
 def _first_line(value: object) -> str:
     try:
-        text = str(value).strip()
+        text = hide(str(value), _hidden).strip()
     except Exception:
         return "(its message cannot be shown)"
     return text.partition("\n")[0][:1000]
@@ -538,7 +545,37 @@ def _presentable(result: Any) -> Any:
             text = repr(result)
         except Exception:
             return f"<{type(result).__name__} that cannot be shown>"
+    text = hide(text, _hidden)
     return text if len(text) <= KEPT else f"{text[:KEPT]}[... {len(text) - KEPT:,} characters cut ...]"
+
+
+# Secrets. The worker masks all that it hears; what is cut here must be masked before: it would not know a half.
+
+
+def spellings(secrets: Iterable[str]) -> list[str]:
+    """The texts that give secrets away: whole and line by line, as they are and as repr and JSON write them.
+
+    The longest first: a secret may be part of another one.
+    """
+    parts = {part for secret in secrets for part in (secret, *map(str.strip, secret.splitlines()))}
+    forms = {
+        form
+        for part in parts
+        if len(part) >= SHORTEST_SECRET
+        for form in (part, repr(part)[1:-1], json.dumps(part)[1:-1])
+    }
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def hide(text: str, forms: Iterable[str]) -> str:
+    """`text` with these spellings masked."""
+    for form in forms:
+        text = text.replace(form, MASKED)
+    return text
+
+
+_hidden: list[str] = []
+"""The spellings of this run's secrets."""
 
 
 def dump(value: Any) -> str:

@@ -11,19 +11,15 @@ it in memory and no more, and the job goes on printing.
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .child import MASKED, hide, spellings
+
 PIECE = 256 * 1024
 """Most bytes of UTF-8 in one live piece."""
-
-SHORTEST_SECRET = 4
-"""Shorter values are not masked: they would black out half of any text."""
-
-MASKED = "***"
 
 DEEPEST = 64
 """Levels of nesting kept of a value that a job reports."""
@@ -41,25 +37,16 @@ class OutputChunk:
 
 
 class Mask:
-    """Hides the values of secrets, as they are and as repr and JSON write them."""
+    """Hides the values of secrets, however they are spelled (see `child.spellings`)."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {
-            form
-            for secret in secrets
-            if len(secret) >= SHORTEST_SECRET
-            for form in (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1])
-        }
-        # The longest first: a secret may be part of another one.
-        self._texts = sorted(forms, key=lambda form: (-len(form), form))
+        self._texts = spellings(secrets)
         self._bytes = [form.encode("utf-8", "surrogatepass") for form in self._texts]
         self._any = re.compile(b"|".join(map(re.escape, self._bytes)))
 
     def text(self, text: str) -> str:
         """`text` with the secrets masked, NUL made visible, and nothing in it that UTF-8 cannot hold."""
-        for secret in self._texts:
-            text = text.replace(secret, MASKED)
-        text = text.replace("\0", "␀")
+        text = hide(text, self._texts).replace("\0", "␀")
         return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
     def value(self, value: Any, depth: int = 0) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 from kytecron.core.states import Status
 from kytecron.engine.output import MASKED, PIECE, Mask, Output
-from kytecron.engine.runner import Ended
+from kytecron.engine.runner import Ended, Progressed
 from tests.runs import Runs, is_alive, wait_until
 
 
@@ -57,6 +57,14 @@ def test_secrets_are_masked_also_across_pieces_and_in_other_spellings() -> None:
     assert Mask(secrets).text("abc is too short to be masked") == "abc is too short to be masked"
     masked = Mask(secrets).value({"hunter22": ["x hunter22", 1, None, {"deep": "hunter22"}]})
     assert masked == {MASKED: [f"x {MASKED}", 1, None, {"deep": MASKED}]}
+
+
+def test_each_line_of_a_secret_is_masked_however_it_is_indented() -> None:
+    key = "-----BEGIN KEY-----\n  MIIEvgIBADANBg\r\nkqhkiG9w0BAQ\n\n"
+    assert Mask([key]).text(key) == MASKED
+    assert Mask([key]).text("  | MIIEvgIBADANBg\n  | kqhkiG9w0BAQ") == f"  | {MASKED}\n  | {MASKED}"
+    assert printed(b"    kqhkiG9w", b"0BAQ", secrets=(key,)) == f"    {MASKED}"
+    assert Mask(["token\n"]).text("token") == MASKED
 
 
 def test_text_that_no_database_could_store_is_made_storable() -> None:
@@ -191,6 +199,26 @@ def test_secrets_are_masked_in_all_that_a_run_leaves(runs: Runs) -> None:
     assert "hunter22" not in str(failed)
     skipped = runs.run(f"{body}raise SkipRun(token)", secrets=secrets)
     assert skipped.skipped_reason == "***"
+
+
+def test_what_is_cut_short_never_ends_in_half_a_secret(runs: Runs) -> None:
+    secrets = {"key": "swordfish-alpha\nswordfish-omega"}
+    key = "key = self.secrets['key']"
+    assert (
+        runs.run(f"{key}; raise ValueError('with ' + key)", secrets=secrets).error == "ValueError: with ***"
+    )
+    for filling in range(0, 36, 5):
+        long = f"{key}; text = {{}} * 'x' + key + 70_000 * 'y'"
+        for body in (
+            long.format(1000 - filling) + "; raise ValueError(text)",
+            long.format(32_768 - filling) + "; raise ValueError(70_000 * 'z' + text)",
+            long.format(65_536 - filling) + "; return text",
+            long.format(65_536 - filling) + "; return [text]",
+            long.format(500 - filling) + "; self.progress(1, text); raise ValueError(text)",
+        ):
+            execution_id = runs.start(body, secrets=secrets)
+            outcome = runs.outcome(execution_id)
+            assert "swordfish" not in f"{outcome} {runs.of(Progressed, execution_id)}", body
 
 
 def test_200_megabytes_leave_the_worker_small_and_other_runs_alone(make_runs: Callable[..., Runs]) -> None:

@@ -16,7 +16,7 @@ from kytecron.config import Settings
 from kytecron.services.audit import Actor
 from kytecron.store.models import CronJob, CronJobExecution, CronWorkerRecord
 from tests.faults.checker import beating, check
-from tests.workers import Journal, WorkerProcess, executions, make_job, wait_for
+from tests.workers import Journal, WorkerProcess, executions, logs_told, make_job, wait_for
 
 ANNA = Actor("anna")
 LEASE = 4.0
@@ -52,7 +52,8 @@ def crew(settings: Settings, count: int, **variables: object) -> Iterator[list[W
     """Several workers with short leases, started at the same time."""
     workers = [WorkerProcess(settings, **(SHORT | variables)) for _ in range(count)]
     try:
-        yield [worker.wait_until_ready() for worker in workers]
+        with logs_told(workers):
+            yield [worker.wait_until_ready() for worker in workers]
     finally:
         for worker in workers:
             with suppress(ProcessLookupError):

@@ -129,7 +129,8 @@ def test_a_value_is_nowhere_but_in_the_process_of_its_job(
     assert "***" in output, "it ran, and what it printed was masked"
     assert "could not sign in with" in (found.error or "")
     told = [output, found.error, found.stack_trace, found.progress_note, log]
-    assert not any(hidden(text or "") for text in told)
+    for told_text in told:
+        assert not hidden(told_text or ""), told_text
     assert not hidden(files(app))
     for path, answer in pages(admin):
         assert not hidden(answer.text), path
