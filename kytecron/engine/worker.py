@@ -51,7 +51,9 @@ PATROL_SECONDS = 1.0
 """How often a worker looks for leases that ended, workers that are gone, held runs and jobs without a slot."""
 OUTAGE_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 SETTLE_PAUSE_SECONDS = 1.0
-"""How long a result that could not be written waits for its next try."""
+"""How long results that could not be written wait for their next try."""
+BUSY_PAUSE_SECONDS = 0.02
+"""The same for one whose job is locked; doubled each time, up to SETTLE_PAUSE_SECONDS."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
 CODE_CACHE_BYTES = 16_000_000
 PR_SET_DUMPABLE = 4
@@ -66,6 +68,9 @@ class _Run:
     """Number of the next piece of output."""
     progress: tuple[float, str] | None = None
     cancelling: bool = False
+    settle_at: float = 0.0
+    """When its result may be brought again, on the monotonic clock: its job was locked."""
+    busy_pause: float = BUSY_PAUSE_SECONDS
 
 
 _Ending = tuple[_Run, Outcome]
@@ -207,6 +212,8 @@ class CronWorker:
         until = [self._timers.patrol, self._looked_at + self.settings.poll_interval]
         if self._runs:
             until += [self._timers.renew, self._timers.flush]
+        if self._ended:
+            until.append(max(self._timers.settle, min(held.settle_at for held, _ in self._ended)))
         until.append(self._looked_at + self._next_due_in())
         if self._outage_since is not None:
             until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
@@ -264,13 +271,15 @@ class CronWorker:
     # -- ending runs -----------------------------------------------------------------------------------------
 
     def _settle(self) -> bool:
-        if not self._ended or time.monotonic() < self._timers.settle:
+        now = time.monotonic()
+        if not self._ended or now < self._timers.settle:
             return False
-        batch = self._ended[:ENQUEUE_BATCH]
+        batch = [ending for ending in self._ended if ending[0].settle_at <= now][:ENQUEUE_BATCH]
+        if not batch:
+            return False
         with self._database("settle") as attempt:
-            lifecycle.settle(self.session, [(held.run.claim, outcome) for held, outcome in batch])
+            self._bring(batch)
         if attempt.failed is None:
-            self._forget(batch)
             return True
         self._timers.settle = time.monotonic() + SETTLE_PAUSE_SECONDS
         if not _is_outage(attempt.failed):
@@ -282,9 +291,8 @@ class CronWorker:
         for ending in batch:
             held, outcome = ending
             with self._database(f"settle execution {held.run.claim.execution_id}") as attempt:
-                lifecycle.settle(self.session, [(held.run.claim, outcome)])
+                self._bring([ending])
             if attempt.failed is None:
-                self._forget([ending])
                 continue
             self._ended.remove(ending)  # to the end of the queue
             if _is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
@@ -292,9 +300,15 @@ class CronWorker:
                 return  # this took its time, and leases are to be renewed
             self._ended.append((held, _unstorable(outcome, attempt.failed)))
 
-    def _forget(self, batch: list[_Ending]) -> None:
+    def _bring(self, batch: list[_Ending]) -> None:
+        """Write results, and forget the runs; those of locked jobs come again in a moment."""
+        settled = lifecycle.settle(self.session, [(held.run.claim, outcome) for held, outcome in batch])
         for ending in batch:
             held, outcome = ending
+            if held.run.claim.execution_id in settled.busy:
+                held.settle_at = time.monotonic() + held.busy_pause
+                held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
+                continue
             self.statistics.ended(outcome.status)
             self._runs.pop(held.run.claim.execution_id, None)
             self._ended.remove(ending)

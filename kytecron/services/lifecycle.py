@@ -12,7 +12,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -316,17 +316,25 @@ def _progress_values(report: Progress) -> dict[str, Any]:
 # -- the ending ----------------------------------------------------------------------------------------------
 
 
+class Settled(NamedTuple):
+    """What became of results that were to be written; executions in neither set are no longer the caller's."""
+
+    ended: set[int]
+    busy: set[int]
+    """Somebody has locked their job: nothing was written, and they are to be brought again."""
+
+
 @transactional
-def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> set[int]:
+def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
     """End runs that are held as claimed: final state, retry or dead letter, dependants, counters, messages.
 
-    Returns the executions that were ended. The others are no longer the caller's: their results are dropped.
+    The result of a run that is no longer held is dropped; one whose job is locked does not keep the others waiting.
     """
-    jobs = claims.lock_jobs(session, (claim.job_id for claim, _ in ended))
-    rows = claims.lock_held(session, [claim for claim, _ in ended])
+    jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
+    rows = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
     endings.end(session, jobs, ours)
-    return rows.keys() & {c.execution_id for c, _ in ended}
+    return Settled(set(rows), {claim.execution_id for claim, _ in ended if claim.job_id in taken})
 
 
 @transactional

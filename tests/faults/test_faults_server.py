@@ -12,12 +12,14 @@ import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
+from kytecron.services import lifecycle
 from kytecron.store import db
 from kytecron.store.models import CronJob
+from tests.faults.checker import beating
 from tests.faults.conftest import root
-from tests.faults.scene import clockwork, crew, in_the_end, keeps_going
+from tests.faults.scene import ANNA, NEVER_GIVE_UP, clockwork, crew, in_the_end, keeps_going
 from tests.mariadb import MariaDB
-from tests.workers import Journal, wait_for
+from tests.workers import Journal, executions, make_job, wait_for, wait_for_statuses
 
 pytestmark = pytest.mark.mariadb
 
@@ -141,12 +143,18 @@ def _locked(server: MariaDB, job: CronJob) -> Iterator[None]:
 def test_a_long_lock_on_one_job_holds_up_that_job_alone(
     server_settings: Settings, server: MariaDB, session: Session, journal: Journal
 ) -> None:
-    locked, *others = clockwork(session, journal, count=3)
+    others = clockwork(session, journal, count=2)
+    locked = make_job(session, journal.code(beating(0.5)), name="locked", **NEVER_GIVE_UP)
+    session.rollback()
     with crew(server_settings, 1) as workers:
-        wait_for(lambda: len(journal.entries("end")) >= 3, "a good start")
+        lifecycle.trigger(session, locked.id, actor=ANNA)
+        wait_for(lambda: any(start["job"] == locked.id for start in journal.entries("start")))
         with _locked(server, locked):
+            wait_for(lambda: any(end["job"] == locked.id for end in journal.entries("end")))
             keeps_going(session, others, runs=4)
-        keeps_going(session, [locked])
+            assert [run.status for run in executions(session, locked)] == ["running"]
+            assert "has to wait" not in workers[0].log()
+        wait_for_statuses(session, locked, "completed")
         in_the_end(session, journal, workers)
 
 

@@ -27,7 +27,7 @@ def give_up_on(session: Session, **fields: Any) -> CronJob:
     job = add_job(session, **{"max_retries": 0} | fields)
     lifecycle.enqueue_due(session)
     claim = claim_one(session)
-    assert lifecycle.settle(session, [(claim, Outcome(Status.FAILED, error="ValueError: no"))])
+    assert lifecycle.settle(session, [(claim, Outcome(Status.FAILED, error="ValueError: no"))]).ended
     job = fresh(session, job)
     assert job.in_dead_letter_queue
     assert not job.enabled

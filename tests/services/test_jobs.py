@@ -449,7 +449,7 @@ def test_disabling_cancels_what_is_pending_and_lets_what_runs_go_on(
     assert (running.status, waiting.status) == (Status.RUNNING, Status.CANCELLED)
     # What was due while it was enabled is in the ledger too.
     assert (due.scheduled_time, due.status, due.error) == (slot, Status.CANCELLED, "the job was disabled")
-    assert lifecycle.settle(session, [(claim, Outcome(Status.COMPLETED))]) == {claim.execution_id}
+    assert lifecycle.settle(session, [(claim, Outcome(Status.COMPLETED))]).ended == {claim.execution_id}
     assert trail(session, job)[-1].action == "disable"
 
 

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
+from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid
 from kytecron.core.states import Claim, Origin, Outcome, Status
 from kytecron.services import lifecycle
@@ -289,8 +290,23 @@ def test_a_result_that_comes_after_the_lease_was_judged_is_dropped(session: Sess
     job, claim = running_job(session)
     end_lease(session, claim)
     lifecycle.reap(session)
-    assert lifecycle.settle(session, [(claim, DONE)]) == set()
+    assert lifecycle.settle(session, [(claim, DONE)]).ended == set()
     assert statuses(session, job)[0] == "lost"
+
+
+def test_a_result_whose_job_is_locked_keeps_no_other_waiting(mariadb_settings: Settings) -> None:
+    engine = db.make_engine(mariadb_settings)
+    with db.make_sessions(engine)() as session, db.make_sessions(engine)() as somebody:
+        locked, claim = running_job(session)
+        free, other = running_job(session)
+        somebody.execute(sa.select(CronJob.id).where(CronJob.id == locked.id).with_for_update())
+        settled = lifecycle.settle(session, [(claim, DONE), (other, DONE)])
+        assert settled == ({other.execution_id}, {claim.execution_id})
+        assert (statuses(session, locked), statuses(session, free)) == (["running"], ["completed"])
+        somebody.rollback()
+        assert lifecycle.settle(session, [(claim, DONE)]) == ({claim.execution_id}, set())
+        assert statuses(session, locked) == ["completed"]
+    engine.dispose()
 
 
 def test_output_of_a_run_that_is_no_longer_held_is_refused(session: Session) -> None:
@@ -317,7 +333,7 @@ def test_a_completed_run_is_counted_and_its_state_is_kept(session: Session) -> N
         result={"rows": 3},
         state={"at": 7},
     )
-    assert lifecycle.settle(session, [(claim, outcome)]) == {claim.execution_id}
+    assert lifecycle.settle(session, [(claim, outcome)]).ended == {claim.execution_id}
     (run,) = runs_of(session, job)
     assert (run.status, run.duration_ms, run.output, run.result) == ("completed", 120, "hello\n", {"rows": 3})
     job = fresh(session, job)

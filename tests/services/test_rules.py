@@ -42,7 +42,7 @@ def start(session: Session, job: CronJob) -> Claim:
 
 
 def settle(session: Session, claim: Claim, outcome: Outcome = DONE) -> None:
-    assert lifecycle.settle(session, [(claim, outcome)]) == {claim.execution_id}
+    assert lifecycle.settle(session, [(claim, outcome)]).ended == {claim.execution_id}
 
 
 def claims_now(session: Session) -> dict[int, Claim]:
