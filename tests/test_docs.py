@@ -1,0 +1,233 @@
+"""What the documents say is so: links lead somewhere, tables are what the code computes, settings exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy.orm import Session
+
+from kytecron.config import ROOT, Settings
+from kytecron.core import retry
+from kytecron.core.errors import Invalid
+from kytecron.core.jobspec import DEFAULTS
+from kytecron.core.schedule import MISFIRE_POLICIES, SCHEDULE_TYPES, Schedule
+from kytecron.engine.main import _parser
+from kytecron.services.jobs import CronJobManager, parents_of
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DEPLOY = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
+SCHEDULES = (ROOT / "docs" / "schedules.md").read_text()
+NAMES = {f"KYTECRON_{item.name.upper()}" for item in fields(Settings)}
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_every_link_leads_to_a_file(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    lost = [
+        target
+        for target in targets
+        if not re.match(r"[a-z]+:", target) and not (document.parent / target).exists()
+    ]
+    assert lost == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *DEPLOY], ids=named)
+def test_every_file_that_is_named_exists(document: Path) -> None:
+    names = re.findall(r"(?<![\w/.])(?:docs|deploy|tests|kytecron)/[\w./-]*\.\w+", document.read_text())
+    assert [name for name in names if not (ROOT / name).exists() and name != "deploy/.env"] == []
+
+
+def test_every_test_that_is_named_exists() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    known = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    names = re.findall(r"`(test_\w+)`", text)
+    assert names
+    assert [name for name in names if f"def {name}(" not in known] == []
+
+
+# -- deploy/ -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *DEPLOY], ids=named)
+def test_only_settings_that_exist_are_named(path: Path) -> None:
+    variables = set(re.findall(r"\bKYTECRON_[A-Z_]+[A-Z]\b", path.read_text()))
+    assert variables <= NAMES
+
+
+def test_the_example_settings_are_understood_once_the_keys_are_filled_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = (ROOT / "deploy" / "kytecron.env").read_text().splitlines()
+    for line in lines:
+        if line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            monkeypatch.setenv(name, "".join(shlex.split(value)))
+    with pytest.raises(Invalid, match="at least 32 random characters"):
+        Settings.load().require_secret_key()
+    monkeypatch.setenv("KYTECRON_SECRET_KEY", "0123456789abcdef" * 4)
+    assert Settings.load().require_secret_key()
+
+
+def test_a_stopping_worker_is_given_the_time_that_it_may_take() -> None:
+    defaults = Settings()
+    longest = timedelta(seconds=defaults.grace_seconds + defaults.lease_seconds)
+    unit = (ROOT / "deploy" / "kytecron-worker.service").read_text()
+    (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
+    assert timedelta(seconds=int(seconds)) > longest
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    assert compose["services"]["worker"]["stop_grace_period"] == "2m"
+    assert timedelta(minutes=2) > longest
+
+
+def test_a_service_s_stop_signals_the_worker_alone() -> None:
+    # To all processes, it would end the jobs at once instead of after the grace.
+    for name in ("worker", "web"):
+        assert "\nKillMode=mixed\n" in (ROOT / "deploy" / f"kytecron-{name}.service").read_text()
+
+
+def test_the_parts_of_the_compose_example_fit_together() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    services = compose["services"]
+    for service in services.values():
+        assert set(service.get("depends_on", ())) <= services.keys()
+    words = shlex.split(services["worker"]["command"])
+    assert words[:2] == ["python", "worker.py"]
+    _parser().parse_args(words[2:])
+    copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
+
+
+# -- docs/schedules.md ---------------------------------------------------------------------------------------
+
+
+def table(first_column: str) -> Iterator[list[str]]:
+    """The rows of the table of docs/schedules.md whose heading begins with this."""
+    lines = SCHEDULES.partition(f"\n| {first_column} |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert lines, first_column
+    for line in lines:
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def code(cell: str) -> str:
+    return re.findall("`([^`]+)`", cell)[0]
+
+
+def tables_of_expressions() -> tuple[list[list[str]], list[list[str]]]:
+    """Those that are accepted, and those that are refused."""
+    accepted, refused = re.findall(r"\n\| expression \|.*\n\|---.*\n((?:\|.*\n)+)", SCHEDULES)
+    return tuple(  # type: ignore[return-value]
+        [[cell.strip() for cell in line.strip("|").split(" | ")] for line in rows.splitlines()]
+        for rows in (accepted, refused)
+    )
+
+
+ACCEPTED, REFUSED = tables_of_expressions()
+
+
+def slots_of(schedule: Schedule, after: datetime) -> Iterator[datetime]:
+    slot = schedule.next_after(after)
+    while slot is not None:
+        yield slot
+        slot = schedule.next_after(slot)
+
+
+@pytest.mark.parametrize("row", ACCEPTED, ids=lambda row: code(row[0]))
+def test_an_expression_has_the_slots_of_the_table(row: list[str]) -> None:
+    shown = row[1].split(", ")
+    schedule = Schedule.from_fields(schedule_type="cron", cron_expression=code(row[0]))
+    slots = slots_of(schedule, datetime(2026, 12, 31, 23, 59, 59, tzinfo=UTC))
+    assert [f"{next(slots):%m-%d %H:%M}" for _ in shown] == shown
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: code(row[0]))
+def test_an_expression_is_refused_with_the_words_of_the_table(row: list[str]) -> None:
+    with pytest.raises(Invalid) as caught:
+        Schedule.from_fields(schedule_type="cron", cron_expression=code(row[0]))
+    assert caught.value.fields == {"cron_expression": row[1]}
+
+
+@pytest.mark.parametrize("row", list(table("zone")), ids=lambda row: f"{row[1][:10]} {row[2]}")
+def test_a_date_has_the_slots_of_the_table(row: list[str]) -> None:
+    zone, when, what, shown = row
+    kind, text = what.split()[0], code(what)
+    definition = {"cron": "cron_expression", "daily": "time_of_day"}[kind]
+    schedule = Schedule.from_fields(schedule_type=kind, timezone=zone, **{definition: text})
+    day = date.fromisoformat(when[:10])
+    slots = []
+    for slot in slots_of(schedule, datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(days=1)):
+        local = slot.astimezone(schedule.zone)
+        if local.date() > day:
+            break
+        if local.date() == day:
+            slots.append(f"{local:%H:%M%z}"[:-2])
+    assert (", ".join(slots) or "none") == shown
+    if change := re.search(r"(\d\d:\d\d) becomes (\d\d:\d\d)", when):
+        assert change.groups() == clock_change(schedule, day)
+
+
+def clock_change(schedule: Schedule, day: date) -> tuple[str, str]:
+    """What the clock would have shown at the change on that date, and what it showed."""
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC) - timedelta(days=1)
+    minutes = [start + timedelta(minutes=number) for number in range(3 * 24 * 60)]
+    for before, after in pairwise(local.astimezone(schedule.zone) for local in minutes):
+        if before.utcoffset() != after.utcoffset():
+            return f"{before.replace(tzinfo=None) + timedelta(minutes=1):%H:%M}", f"{after:%H:%M}"
+    raise AssertionError(f"no change around {day}")
+
+
+@pytest.mark.parametrize("row", list(table("`retry_strategy`")), ids=lambda row: row[0])
+def test_a_strategy_waits_as_the_table_says(row: list[str]) -> None:
+    policy = retry.Policy(
+        code(row[0]),
+        delay_seconds=DEFAULTS["retry_delay_seconds"],
+        max_delay_seconds=DEFAULTS["retry_max_delay_seconds"],
+    )
+    waits = [int(retry.delay(policy, attempt).total_seconds()) for attempt in range(8)]
+    assert ", ".join(map(str, waits)) == row[1]
+
+
+def test_the_defaults_are_those_of_the_table() -> None:
+    rows = [[code(cell) for cell in row] for row in table("field")]
+    told = {row[at]: row[at + 1] for row in rows for at in (0, 2)}
+    assert told == {name: str(DEFAULTS[name]) for name in told}
+
+
+def test_every_type_and_policy_has_its_row() -> None:
+    assert [code(row[0]) for row in table("`schedule_type`")] == list(SCHEDULE_TYPES)
+    assert [code(row[0]) for row in table("`misfire_policy`")] == list(MISFIRE_POLICIES)
+    assert [code(row[0]) for row in table("`overlap_policy`")] == ["skip", "queue", "allow", "replace"]
+    assert [code(row[0]) for row in table("`retry_strategy`")] == [str(name) for name in retry.Strategy]
+
+
+def test_the_other_messages_are_as_they_are_printed() -> None:
+    text = " ".join(SCHEDULES.split())
+    for given in (
+        {"schedule_type": "daily"},
+        {"schedule_type": "daily", "time_of_day": "1:00", "timezone": "Berlin"},
+    ):
+        with pytest.raises(Invalid) as caught:
+            Schedule.from_fields(**given)
+        (message,) = caught.value.fields.values()
+        assert f"`{message}`" in text
+
+
+def test_the_example_of_dependencies_runs(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = CronJobManager(session)
+    monkeypatch.setattr("kytecron.CronJobManager", lambda: manager)
+    (example,) = re.findall(r"```python\n(.*?)```", SCHEDULES, re.S)
+    exec(example, {})
+    parents = {name: parents_of(session, manager.find(name).id) for name in ("Load", "Report", "Check")}
+    load = manager.find("Load").id
+    assert parents == {"Load": [], "Report": [load], "Check": [load]}
