@@ -124,13 +124,17 @@ def _wants_text() -> bool:
 def _whole_log(session: Session, execution_id: int, part: queries.LogPart, follow: bool) -> Iterator[str]:
     """The rest of a log; `part` is the first piece. Following, up to the end of the run."""
     until = time.monotonic() + FOLLOW_SECONDS
-    yield part.text
-    while not part.finished:
-        if not part.text:
-            if not follow or time.monotonic() >= until:
-                return
-            time.sleep(FOLLOW_STEP)
-        # Ends the read transaction: gives the connection back, and the next look sees what is new.
-        session.rollback()
-        part = queries.read_log(session, execution_id, part.cursor)
+    try:
         yield part.text
+        while not part.finished:
+            if not part.text:
+                if not follow or time.monotonic() >= until:
+                    return
+                time.sleep(FOLLOW_STEP)
+            # Ends the read transaction: gives the connection back, and the next look sees what is new.
+            session.rollback()
+            part = queries.read_log(session, execution_id, part.cursor)
+            yield part.text
+    finally:
+        # The request cleaned up before its stream began: nobody else would end this transaction.
+        session.rollback()

@@ -251,11 +251,15 @@ def _log(session: Session, execution_id: int, before: Log | None = None) -> Log:
 def _download(session: Session, execution_id: int) -> Response:
     def pieces() -> Iterator[str]:
         cursor, more = None, True
-        while more:
-            part = queries.read_log(session, execution_id, cursor)
-            yield part.text
-            # Of a run that still goes on, what there is: a download must end.
-            cursor, more = part.cursor, bool(part.text) and not part.finished
+        try:
+            while more:
+                part = queries.read_log(session, execution_id, cursor)
+                yield part.text
+                # Of a run that still goes on, what there is: a download must end.
+                cursor, more = part.cursor, bool(part.text) and not part.finished
+        finally:
+            # The request cleaned up before its stream began: nobody else would end this transaction.
+            session.rollback()
 
     response = Response(stream_with_context(pieces()), mimetype="text/plain")
     response.headers["Content-Disposition"] = f'attachment; filename="execution-{execution_id}.log"'

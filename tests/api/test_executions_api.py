@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -179,6 +180,24 @@ def test_a_stream_does_not_last_for_ever(api: Caller, talking: Any, monkeypatch:
     run, say, _ = talking
     say("one\n")
     assert api(f"GET /executions/{run}/log?follow=1").text == "one\n"
+
+
+def test_a_stream_leaves_no_transaction_behind(
+    app: Flask, api: Caller, talking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It would keep the tables from being changed, by a migration, for as long as the process lives.
+    monkeypatch.setattr(executions, "FOLLOW_STEP", 0.01)
+    run, say, end = talking
+    say("one\n")
+    gc.disable()  # which ends it by chance
+    try:
+        api(f"GET /executions/{run}/log?follow=true", buffered=False).close()  # the reader went away
+        end("two\n")
+        assert api(f"GET /executions/{run}/log?follow=true", buffered=True).text == "one\ntwo\n"
+        with app.app_context():
+            assert db.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    finally:
+        gc.enable()
 
 
 def test_rows_of_a_job_that_is_gone_are_still_read(api: Caller, rows: Session) -> None:
