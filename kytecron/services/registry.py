@@ -104,7 +104,7 @@ def sign_off(session: Session, worker_id: str, statistics: dict[str, Any]) -> No
 
 
 def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
-    """Those of `worker_ids` that ran on this machine and of which no process is left.
+    """Those of `worker_ids` that ran on this machine and of which no process is left; none where that cannot be seen.
 
     The fork server and the job processes bear the worker's id in their command lines. Where the worker was killed
     and its fork server has not got round to killing the jobs yet, they still run.
@@ -119,10 +119,18 @@ def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
             CronWorkerRecord.boot_id == here.boot_id,
         )
     )
-    if not here.boot_id:
+    if not here.boot_id or not _sees_every_process():
         return set()
     ended = {record.worker_id for record in records if _start_time(record.pid) != record.process_started}
     return ended - _named_in_command_lines(ended) if ended else ended
+
+
+def _sees_every_process() -> bool:
+    """Whether /proc hides nobody: under `hidepid`, or systemd's ProtectProc, other workers look as if they were gone.
+
+    Process 1 is always there.
+    """
+    return os.access("/proc/1/stat", os.R_OK)
 
 
 def _named_in_command_lines(names: Collection[str]) -> set[str]:
