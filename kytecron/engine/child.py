@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import ctypes
 import gc
 import importlib.machinery
 import json
@@ -61,6 +62,24 @@ def boot_time() -> float:
 
 
 _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def prctl(option: int, value: int | bytes) -> None:
+    """Set one of Linux's attributes of this process; elsewhere nothing."""
+    if sys.platform == "linux":
+        _libc.prctl(option, value, 0, 0, 0)
+
+
+def hide_memory(hidden: bool) -> None:
+    """Whether other processes of this user, other jobs above all, are kept from this one's memory and environment.
+
+    Copies that it forks are like it; another program that it becomes shows itself again.
+    """
+    prctl(_PR_SET_DUMPABLE, 0 if hidden else 1)
+
+
+_PR_SET_DUMPABLE = 4
+_libc = ctypes.CDLL(None)
 
 
 class Interruption(BaseException):
@@ -304,6 +323,7 @@ def _run(channel: Channel, request: dict[str, Any]) -> int:
     gc.freeze()  # what has come up since the fork server froze its own
     gc.enable()
     run = _describe(request, channel)
+    hide_memory(bool(run.secrets))
     result, tear_down_error = None, None
     job, error = _signals.attempt(lambda: _create(request, run, channel))
     if job is not None:

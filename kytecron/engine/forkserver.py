@@ -18,7 +18,6 @@ a fork (threading, and so logging, does).
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import resource
@@ -32,7 +31,7 @@ from collections import deque
 from math import inf
 
 from . import child
-from .child import boot_time
+from .child import boot_time, prctl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,7 +83,6 @@ _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None)
 
 
 class Run:
@@ -131,6 +129,7 @@ def prepare() -> None:
     os.umask(0o022)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prefer_for_out_of_memory()
+    child.hide_memory(True)  # a run is hidden before its secrets arrive, and shows itself when there are none
     child.prepare()
     gc.collect()
     gc.disable()
@@ -375,19 +374,19 @@ class ForkServer:
 
 def adopt_orphans() -> None:
     """From now on the orphans among this process's descendants become its children, not init's."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when `parent`, which has one thread, dies; or end, if it has already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def name_process(name: str) -> None:
     """What `ps` and `top` show; 15 characters."""
-    _prctl(_PR_SET_NAME, name.encode()[:15])
+    prctl(_PR_SET_NAME, name.encode()[:15])
 
 
 def children_in(path: str) -> list[int]:
@@ -405,11 +404,6 @@ def children_in(path: str) -> list[int]:
     finally:
         os.close(fd)
     return [int(pid) for pid in found.split()]
-
-
-def _prctl(option: int, value: int | bytes) -> None:
-    if _LINUX:
-        _libc.prctl(option, value, 0, 0, 0)
 
 
 def _prefer_for_out_of_memory() -> None:

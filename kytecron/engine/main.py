@@ -15,7 +15,8 @@ from ..config import Settings
 from ..core.errors import Invalid
 from ..logs import configure_logging
 from ..store import db, schema
-from .worker import CronWorker, hide_environment
+from .child import hide_memory
+from .worker import CronWorker
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(error.fields.values()), file=sys.stderr)
         return 2
     configure_logging(settings)
-    hide_environment()
+    hide_memory(
+        True
+    )  # of all that this process knows, its jobs, which run as the same user, are to know nothing
     if problem := _wait_for_schema(settings):
         print(problem, file=sys.stderr)
         return 2

@@ -26,6 +26,7 @@ READ = 256 * 1024
 
 LONGEST_MESSAGE = 4 * 1024 * 1024
 LONGEST_ERROR = 2_000
+LONGEST_NOTE = 500
 LONGEST_TRACE = 70_000
 
 LOST_LEASE_ERROR = "lease lost: the worker could not renew it in time, so the run was stopped before its end"

@@ -28,7 +28,7 @@ from ..core.states import Outcome, Status
 from .child import boot_time, encode_message
 from .forkserver import ENDED, LEASE, LIMIT, REFUSED, START, STARTED, STOP, STOPPING, adopt_orphans
 from .output import OutputChunk
-from .run import PIPE, READ, Run, RunRequest, Stop, conclude, conclude_alone
+from .run import LONGEST_NOTE, PIPE, READ, Run, RunRequest, Stop, conclude, conclude_alone
 from .server import News, Server
 
 __all__ = ["Call", "Ended", "Event", "OutputChunk", "Progressed", "RunRequest", "Runner", "Started"]
@@ -478,7 +478,7 @@ class Runner:
             case {"compiled": str() as compiled}:
                 self._compiled.put(run.request, compiled)
             case {"progress": int() | float() as percent, "note": str() as note} if not run.dropped:
-                self._on_progress(run, percent, run.mask.text(note))
+                self._on_progress(run, percent, run.mask.text(note)[:LONGEST_NOTE])
             case {
                 "call": int() as number,
                 "method": "heartbeat",

@@ -9,11 +9,9 @@ notifications and removes old rows: a dead channel or a long clean-up delays no 
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import math
 import os
-import platform
 import select
 import signal
 import socket
@@ -56,7 +54,6 @@ BUSY_PAUSE_SECONDS = 0.02
 """The same for one whose job is locked; doubled each time, up to SETTLE_PAUSE_SECONDS."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
 CODE_CACHE_BYTES = 16_000_000
-PR_SET_DUMPABLE = 4
 
 
 @dataclass(slots=True)
@@ -735,9 +732,3 @@ def _first_line(error: Exception) -> str:
 
 def _job_directory(settings: Settings) -> Path:
     return settings.instance_path / "jobs"
-
-
-def hide_environment() -> None:
-    """Keep job processes, which run as the same user, from reading this process's memory and environment."""
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

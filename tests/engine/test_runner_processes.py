@@ -212,6 +212,20 @@ def test_a_job_sees_nothing_of_the_workers_environment(
     assert seen["PYTHONPATH"] == os.path.abspath("relative")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_run_with_secrets_hides_its_memory_from_other_jobs(runs: Runs) -> None:
+    """Root sees everything, so the test asks for the attribute that hides it (PR_GET_DUMPABLE)."""
+    body = """
+    import ctypes
+    visible = lambda: ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
+    if (copy := os.fork()) == 0:
+        os._exit(visible())
+    return [visible(), os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1])]
+    """
+    assert runs.run(body, secrets={"token": "hunter22"}).result == [0, 0]
+    assert runs.run(body).result == [1, 1]
+
+
 def test_a_job_runs_in_the_job_directory_in_a_session_of_its_own(runs: Runs) -> None:
     body = "return [os.getcwd(), os.getsid(0) == os.getpid() == os.getpgid(0), os.umask(0), sys.stdin.read(), sys.argv]"
     assert runs.run(body).result == [str(runs.directory), True, 0o022, "", ["<job 12 v3>"]]
