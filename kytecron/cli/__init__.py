@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from . import executions, jobs, people, stress, system, versions
+from . import executions, jobs, people, secrets, stress, system, versions
 
 COMMANDS = (
     jobs.jobs,
@@ -18,6 +18,7 @@ COMMANDS = (
     system.workers,
     people.users,
     people.tokens,
+    secrets.secrets,
     system.doctor,
     system.prune,
     stress.stress,
