@@ -303,7 +303,7 @@ def prune(yes: bool, as_json: bool) -> None:
         f"versions beyond {chosen.retention_versions} of a job, and what else has had its time?",
         yes,
     )
-    removed = retention.prune(database.make_sessions(db.engine), chosen)
+    removed = retention.prune(database.make_sessions(db.engine), chosen, actor=console.actor())
     if as_json:
         console.print_json(removed)
     else:

@@ -46,6 +46,8 @@ SEEN_EVERY = timedelta(minutes=1)
 LINK_LIFETIME = timedelta(minutes=15)
 FIRST_LINK_LIFETIME = timedelta(hours=24)
 MAX_TOKEN_DAYS = 3650
+TRIGGERS_PER_MINUTE = 120
+"""Runs that one person or one token may ask for; a bulk action and a backfill count once."""
 MAX_THROTTLE_SECONDS = 86_400
 """`services.retention` forgets throttle windows older than this."""
 
@@ -129,11 +131,11 @@ def set_role(session: Session, user_id: int, role: str, actor: Actor) -> CronUse
     _keep_an_admin(session, user)
     before = {"role": user.role}
     user.role = role
-    _end_sessions(session, user.id)
-    _revoke_tokens_of(session, user, left_with=role)
     audit.record(
         session, actor, "set_role", ("user", user.id), name=user.username, before=before, after={"role": role}
     )
+    _end_sessions(session, user.id)
+    _revoke_tokens_of(session, user, actor, left_with=role)
     return user
 
 
@@ -148,10 +150,19 @@ def set_enabled(session: Session, user_id: int, enabled: bool, actor: Actor) -> 
         return user
     if not enabled:
         _keep_an_admin(session, user)
-        _end_sessions(session, user.id)
-        _revoke_tokens_of(session, user, left_with=None)
+    audit.record(
+        session,
+        actor,
+        "enable" if enabled else "disable",
+        ("user", user.id),
+        name=user.username,
+        before={"enabled": user.enabled},
+        after={"enabled": enabled},
+    )
     user.enabled = enabled
-    audit.record(session, actor, "enable" if enabled else "disable", ("user", user.id), name=user.username)
+    if not enabled:
+        _end_sessions(session, user.id)
+        _revoke_tokens_of(session, user, actor, left_with=None)
     return user
 
 
@@ -163,9 +174,10 @@ def delete_user(session: Session, user_id: int, actor: Actor) -> None:
     """
     user = _locked(session, user_id)
     _keep_an_admin(session, user)
+    before = {"role": user.role, "enabled": user.enabled}
+    audit.record(session, actor, "delete", ("user", user.id), name=user.username, before=before)
     _end_sessions(session, user.id)
-    _revoke_tokens_of(session, user, left_with=None)
-    audit.record(session, actor, "delete", ("user", user.id), name=user.username, before={"role": user.role})
+    _revoke_tokens_of(session, user, actor, left_with=None)
     session.delete(user)
 
 
@@ -499,9 +511,21 @@ def revoke_token(session: Session, token_id: int, actor: Actor) -> CronToken:
     if token is None or token.kind != "api":
         raise NotFound(f"Token {token_id} does not exist")
     if token.revoked_at is None:
-        token.revoked_at = db.now(session)
-        audit.record(session, actor, "revoke_token", ("token", token.id), name=token.name)
+        _revoke(session, token, actor)
     return token
+
+
+def _revoke(session: Session, token: CronToken, actor: Actor) -> None:
+    token.revoked_at = db.now(session)
+    audit.record(
+        session,
+        actor,
+        "revoke_token",
+        ("token", token.id),
+        name=token.name,
+        before={"revoked_at": None},
+        after={"revoked_at": token.revoked_at},
+    )
 
 
 def find_token(session: Session, plain: str, now: datetime | None = None) -> CronToken | None:
@@ -531,19 +555,23 @@ def _maker(actor: Actor) -> str:
     return (actor.name if actor.source == "web" else f"{actor.source}:{actor.name}")[:100]
 
 
-def _revoke_tokens_of(session: Session, user: CronUser, *, left_with: str | None) -> None:
+def _revoke_tokens_of(session: Session, user: CronUser, actor: Actor, *, left_with: str | None) -> None:
     """Revoke what the user made that reaches above the role they are left with (None: everything), and their links."""
     above = [role for role in ROLES if left_with is None or not allows(left_with, role)]
-    session.execute(
-        sa.update(CronToken)
+    theirs = (
+        sa.select(CronToken)
         .where(
             CronToken.kind == "api",
             CronToken.created_by == user.username,
             CronToken.role.in_(above),
             CronToken.revoked_at.is_(None),
         )
-        .values(revoked_at=db.now(session))
+        .order_by(CronToken.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
+    for token in session.scalars(theirs).all():
+        _revoke(session, token, actor)
     _revoke_links_for(session, user)
 
 
@@ -652,6 +680,11 @@ def throttle(session: Session, key: str, limit: int, per_seconds: int) -> None:
     also between many processes.
     """
     _count(session, key, limit, per_seconds, "Too many requests.")
+
+
+def throttle_triggers(session: Session, who: str) -> None:
+    """Count one run that `who` asks for, such as `user:7`. Raises TooManyRequests beyond TRIGGERS_PER_MINUTE."""
+    throttle(session, f"trigger:{who}", TRIGGERS_PER_MINUTE, 60)
 
 
 @transactional

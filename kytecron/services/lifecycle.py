@@ -468,10 +468,13 @@ def retry_now(session: Session, execution_id: int, actor: Actor) -> CronJobExecu
         if follower is None:
             raise Conflict(f"Execution {execution_id} has no retry waiting; run it again instead")
         execution = follower
+    before = {"due_time": execution.due_time}
     if not claims.make_due(session, execution.id, db.now(session), execution.priority):
         raise Conflict(f"Execution {execution.id} waits for {execution.waiting_for or 'nothing'}")
-    audit.record(session, actor, "retry_now", ("execution", execution.id))
-    return _read(session, execution.id)
+    sooner = _read(session, execution.id)
+    after = {"due_time": sooner.due_time}
+    audit.record(session, actor, "retry_now", ("execution", execution.id), before=before, after=after)
+    return sooner
 
 
 @transactional
@@ -484,13 +487,16 @@ def cancel(session: Session, execution_id: int, actor: Actor, reason: str = "") 
     jobs = claims.lock_jobs(session, [job_id])
     row = claims.lock_runs(session, [execution_id])[execution_id]
     text = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
+    before = {"status": row.status}
     if row.status == Status.PENDING:
         endings.end(session, jobs, [(row, Outcome(Status.CANCELLED, error=text))])
     elif row.status == Status.RUNNING:
         claims.ask_to_cancel(session, execution_id, text)
     else:
         raise Conflict(f"Execution {execution_id} has ended already: {row.status}")
-    audit.record(session, actor, "cancel", ("execution", execution_id), after={"reason": reason})
+    audit.record(
+        session, actor, "cancel", ("execution", execution_id), before=before, after={"reason": reason}
+    )
     return _read(session, execution_id)
 
 

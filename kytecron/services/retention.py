@@ -32,11 +32,14 @@ from ..store.models import (
 )
 from . import audit
 from .accounts import MAX_THROTTLE_SECONDS
+from .audit import Actor
 from .versions import CronVersionControl
 
 OUTBOX_DAYS = 30
 AUDIT_DAYS = 400
 LINK_DAYS = 1
+HISTORY = ("executions", "versions", "messages", "audit")
+"""What the audit log tells of; sessions, links and throttles only end."""
 MAX_BATCHES = 200
 """Of one kind in one call: the first call on a large old database must come to an end, too. The next goes on."""
 
@@ -44,7 +47,11 @@ Sessions = Callable[[], Session]
 
 
 def prune(
-    sessions: Sessions, settings: Settings, now: datetime | None = None, batch: int = 500
+    sessions: Sessions,
+    settings: Settings,
+    now: datetime | None = None,
+    batch: int = 500,
+    actor: Actor = audit.WORKER,
 ) -> dict[str, int]:
     """Remove what is older than the settings say, `batch` rows to a transaction; returns how many of each kind.
 
@@ -52,9 +59,9 @@ def prune(
     """
     with sessions() as session:
         now = now or db.now(session)
-        return {
+        removed = {
             "executions": _prune_executions(session, settings, now, batch),
-            "versions": _prune_versions(session, settings.retention_versions),
+            "versions": _prune_versions(session, settings.retention_versions, actor),
             "messages": _prune_messages(session, now, batch),
             "audit": _prune_rows(
                 session, CronAudit.at < now - timedelta(days=AUDIT_DAYS), batch, CronAudit.id
@@ -74,6 +81,14 @@ def prune(
                 CronThrottle.window,
             ),
         }
+        if any(removed[kind] for kind in HISTORY):
+            _note_removal(session, actor, removed)
+        return removed
+
+
+@transactional
+def _note_removal(session: Session, actor: Actor, removed: dict[str, int]) -> None:
+    audit.record(session, actor, "prune", ("history", ""), after={kind: removed[kind] for kind in HISTORY})
 
 
 # -- executions ----------------------------------------------------------------------------------------------
@@ -164,7 +179,7 @@ def _delete_executions(session: Session, ids: Sequence[int]) -> int:
 # -- the rest ------------------------------------------------------------------------------------------------
 
 
-def _prune_versions(session: Session, keep: int) -> int:
+def _prune_versions(session: Session, keep: int, actor: Actor) -> int:
     crowded = (
         sa.select(KyteCronJobVersion.cron_job)
         .join(CronJob, CronJob.id == KyteCronJobVersion.cron_job)
@@ -172,7 +187,7 @@ def _prune_versions(session: Session, keep: int) -> int:
         .group_by(KyteCronJobVersion.cron_job)
         .having(sa.func.count() > keep)
     )
-    versions = CronVersionControl(session, audit.WORKER)
+    versions = CronVersionControl(session, actor)
     removed = 0
     for job_id in session.scalars(crowded).all():
         with suppress(NotFound):  # deleted meanwhile

@@ -31,12 +31,17 @@ def one_app(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path) -> 
 @pytest.fixture
 def app(one_app: Flask, sqlite_template: Path) -> Flask:
     """The app on an empty database."""
-    with one_app.app_context():
-        db.engine.dispose()
-    for left in Path(one_app.instance_path).glob("kytecron.db*"):
-        left.unlink()
-    shutil.copy(sqlite_template, Path(one_app.instance_path) / "kytecron.db")
+    use_database(one_app, sqlite_template)
     return one_app
+
+
+def use_database(app: Flask, file: Path) -> None:
+    """Give the app a copy of this SQLite file instead of its own."""
+    with app.app_context():
+        db.engine.dispose()
+    for left in Path(app.instance_path).glob("kytecron.db*"):
+        left.unlink()
+    shutil.copy(file, Path(app.instance_path) / "kytecron.db")
 
 
 @pytest.fixture
