@@ -424,14 +424,14 @@ BODIES = {
 
 @pytest.mark.parametrize("what", BODIES)
 def test_a_hostile_body_is_refused_quickly_and_names_what_is_wrong(api: FlaskClient, what: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     for path in ("/jobs", "/jobs/1/trigger", "/schedules/preview", "/jobs/bulk"):
         answer = api.post(f"/api/v1{path}", data=BODIES[what], content_type="application/json")
         may_be_empty = what == "nothing" and path.endswith("/trigger")
         assert answer.status_code in ((404,) if may_be_empty else (400, 422)), (path, answer.text)
         assert answer.json["error"]["message"]
         assert len(answer.data) < 5_000
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_deep_json_in_a_form_is_refused(app: Flask, admin: Visitor) -> None:
@@ -481,12 +481,12 @@ def test_text_that_no_database_takes_is_refused_in_forms(
     ],
 )
 def test_a_hostile_schedule_is_refused_quickly(admin: Visitor, api: FlaskClient, expression: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     body = {"schedule_type": "cron", "cron_expression": expression.strip()}
     if expression.strip() != "* * * * *":
         assert api.post("/api/v1/schedules/preview", json=body).status_code == 422
     assert admin.get("/jobs/preview", query_string=body).status_code == 200
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -503,12 +503,12 @@ def test_a_hostile_schedule_is_refused_quickly(admin: Visitor, api: FlaskClient,
     ],
 )
 def test_hostile_code_is_refused_without_running_it(admin: Visitor, api: FlaskClient, code: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     assert api.post("/api/v1/jobs", json={"name": "x", "code": code}).status_code == 422
     assert api.post("/api/v1/jobs/validate-code", json={"code": code}).json["valid"] is False
     form = {"name": "x", "schedule_type": "manual", "code": code}
     assert admin.post("/jobs/new", form).status_code == 422
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_saving_code_never_runs_it(api: FlaskClient, app: Flask) -> None:
@@ -541,11 +541,14 @@ def test_saving_code_never_runs_it(api: FlaskClient, app: Flask) -> None:
         "jobs: [{name: a, ? [complex, key] : x}]",
     ],
 )
-def test_a_hostile_job_file_is_refused_quickly(app: Flask, text: str) -> None:
-    began = time.monotonic()
+def test_a_hostile_job_file_is_refused_quickly(app: Flask, api: FlaskClient, text: str) -> None:
+    began = time.process_time()
     with database(app) as session, pytest.raises(Invalid):
         transfer.import_jobs(session, transfer.from_yaml(text), Actor("test"))
-    assert time.monotonic() - began < 5
+    answer = api.post("/api/v1/jobs/import", data=text.encode(), content_type="application/yaml")
+    assert answer.status_code in (400, 422), answer.text
+    assert len(answer.data) < 50_000
+    assert time.process_time() - began < 5
     with database(app) as session:
         assert session.scalars(sa.select(CronJob)).all() == []
 
