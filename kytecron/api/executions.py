@@ -98,9 +98,10 @@ def retry_execution(call: Call, execution_id: int) -> shapes.ExecutionDetail:
     return execution_detail(call, lifecycle.retry_now(call.session, execution_id, call.actor).id)
 
 
-@route("POST /executions/{execution_id}/rerun", role="operator", status=201, problems=(409,))
+@route("POST /executions/{execution_id}/rerun", role="operator", status=201, problems=(409, 429))
 def rerun_execution(call: Call, execution_id: int, body: RerunBody) -> Answer[shapes.ExecutionDetail]:
     """Run an ended execution's slot again, with its parameters."""
+    call.throttle_triggers()
     made = lifecycle.rerun(call.session, execution_id, call.actor, same_version=body.same_version)
     headers = {"Location": f"{PREFIX}/executions/{made.id}"}
     return Answer(execution_detail(call, made.id), 201, headers)

@@ -46,8 +46,6 @@ from .inputs import (
 )
 from .routing import PREFIX, Answer, Call, route
 
-TRIGGERS_PER_MINUTE = 120
-"""With one token; a bulk action counts once."""
 WAIT_STEP = 0.1
 MASKED_PATH = "/•••"
 
@@ -161,7 +159,7 @@ def trigger_job(
     Answers 202 with the new execution; with `wait` it answers 200 when that has ended, or 202 when it has not
     after so many seconds. A retry that follows is another execution: see `attempts`.
     """
-    _throttle_triggers(call)
+    call.throttle_triggers()
     made = lifecycle.trigger(
         call.session,
         job_id,
@@ -175,9 +173,11 @@ def trigger_job(
     return Answer(execution_detail(call, made.id), 200 if ended else 202, headers)
 
 
-@route("POST /jobs/{job_id}/backfill", role="operator", problems=(409,))
+@route("POST /jobs/{job_id}/backfill", role="operator", problems=(409, 429))
 def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill:
     """Run the slots of a time range that no run has completed, one after another."""
+    if not body.dry_run:
+        call.throttle_triggers()
     found = lifecycle.backfill(call.session, job_id, body.start, body.end, call.actor, dry_run=body.dry_run)
     return shapes.Backfill(
         dry_run=body.dry_run,
@@ -208,7 +208,7 @@ def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
         outcomes = bulk.preview(what, jobs)
     else:
         if body.action == "trigger":
-            _throttle_triggers(call)
+            call.throttle_triggers()
         outcomes = bulk.run(call.session, what, jobs, call.actor)
     done = [shapes.Outcome(id=one.id, name=one.name, message=None) for one in outcomes if one.refused is None]
     refused = [
@@ -362,10 +362,6 @@ def _upcoming(job: CronJob, schedule: Schedule, count: int) -> list[datetime]:
         left = 1  # those after it depend on when it ends
     following = previews.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
     return [job.next_run_time, *following]
-
-
-def _throttle_triggers(call: Call) -> None:
-    accounts.throttle(call.session, f"api-trigger:{call.token_id}", TRIGGERS_PER_MINUTE, 60)
 
 
 def _wait(call: Call, execution_id: int, seconds: int) -> bool:

@@ -57,6 +57,10 @@ class Call:
         if not accounts.allows(self.role, role):
             raise Forbidden(f"This needs the role {role}; the token has the role {self.role}")
 
+    def throttle_triggers(self) -> None:
+        """Count a run that the caller asks for. Raises TooManyRequests."""
+        accounts.throttle_triggers(self.session, f"token:{self.token_id}")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Result]):

@@ -103,6 +103,11 @@ def actor() -> Actor:
     return Actor(user().username, "web", address())
 
 
+def throttle_triggers() -> None:
+    """Count a run that whoever is signed in asks for. Raises TooManyRequests."""
+    accounts.throttle_triggers(database(), f"user:{user().id}")
+
+
 def address() -> str:
     """The address the request came from (through `trusted_proxies`)."""
     return request.remote_addr or ""

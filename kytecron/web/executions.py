@@ -291,6 +291,7 @@ def retry(execution_id: int) -> AnyResponse:
 def rerun(execution_id: int) -> AnyResponse:
     """Run the same slot again, on the current version or on the one it had."""
     same = request.form.get("version") == "same"
+    access.throttle_triggers()
     run = lifecycle.rerun(access.database(), execution_id, access.actor(), same_version=same)
     return done(f"Execution {run.id} runs this slot again.", _url(run.id), leave=True)
 

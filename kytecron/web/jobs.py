@@ -233,6 +233,7 @@ def _trigger_form(job_id: int, given: dict[str, str], errors: dict[str, str]) ->
 def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     """Run a job now. From a list one stays there; from the job or the form one sees the run."""
     given = {name: request.form.get(name, "").strip() for name in ("parameters", "note", "version")}
+    access.throttle_triggers()
     try:
         run = manager().trigger(
             job_id,

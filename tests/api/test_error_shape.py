@@ -10,8 +10,8 @@ from flask import Flask
 from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
-from kytecron.api import jobs
 from kytecron.app import HEADERS
+from kytecron.services import accounts
 from kytecron.store import queries
 from kytecron.store.models import db
 
@@ -265,7 +265,7 @@ def test_a_stale_edit_shows_both_sides(api: Caller) -> None:
 
 
 def test_too_many_triggers(api: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "TRIGGERS_PER_MINUTE", 1)
+    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1)
     job = api.job(overlap_policy="allow")["id"]
     # Windows lie on the clock, and one may end between two of these.
     answers = [api(f"POST /jobs/{job}/trigger") for _ in range(3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kytecron.api import jobs
+from kytecron.services import accounts
 
 from .conftest import Caller
 
@@ -40,7 +40,7 @@ def runs_end(finish: Callable[..., None]) -> Iterator[None]:
 def test_schemathesis_finds_nothing(
     live: str, api: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "TRIGGERS_PER_MINUTE", 1_000_000)
+    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1_000_000)
     for number in range(1, 4):  # small ids that are often tried
         api(f"POST /jobs/{api.job(f'job {number}')['id']}/trigger")
     found = subprocess.run(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 
 from kytecron.app import HEADERS, create_app
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
-from kytecron.services import accounts
+from kytecron.services import accounts, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.store.models import db
 from tests.pages import PASSWORD, Visitor, database, make_job, make_visitor
@@ -275,6 +277,35 @@ def test_guessing_is_stopped_for_a_name_and_for_an_address(app: Flask, maria: Vi
     )
 
 
+def one_window(*_: object) -> datetime:
+    """Windows lie on the clock, and one may end between two requests."""
+    return datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_runs_by_hand_are_throttled_for_a_person_and_for_a_token(
+    app: Flask, visitors: dict[str, Visitor], api: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(app, overlap_policy="allow")
+    with database(app) as session:
+        ended = lifecycle.trigger(session, job.id, actor=Actor("test"))
+        lifecycle.cancel(session, ended.id, Actor("test"))
+    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 2)
+    monkeypatch.setattr(accounts, "_window", one_window)
+    operator, another = visitors["operator"], visitors["editor"]
+    run, again = f"/jobs/{job.id}/trigger", f"/executions/{ended.id}/rerun"
+    assert [operator.post(path).status_code for path in (run, again, run, again)] == [303, 303, 429, 429]
+    refused = operator.post(run, part=True)
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert another.post(run).status_code == 303, "everybody has a count of their own"
+    codes = [api.post(f"{API}{path}", json={}).status_code for path in (run, again, run, again)]
+    assert codes == [202, 201, 429, 429]
+    backfill = {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}
+    bulk = {"action": "trigger", "ids": [job.id]}
+    assert api.post(f"{API}/jobs/{job.id}/backfill", json=backfill).status_code == 429
+    assert api.post(f"{API}/jobs/bulk", json=bulk).status_code == 429
+
+
 # -- what every answer says ----------------------------------------------------------------------------------
 
 KINDS = [
@@ -316,6 +347,43 @@ def test_every_answer_tells_the_browser_what_it_may_do(
         assert answer.headers.getlist(name) == [value], name
     assert "X-Powered-By" not in answer.headers
     if not path.startswith("/static/app"):
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("status", [409, 413, 415, 422, 429, 500])
+def test_refusals_say_it_too(
+    app: Flask, admin: Visitor, api: FlaskClient, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    job = make_job(app, enabled=False)
+    page, path = f"/jobs/{job.id}", f"{API}/jobs/{job.id}"
+    body = {"data": b"{}", "content_type": "application/json"}
+    form: dict[str, str] = {}
+    match status:
+        case 409:
+            page, path = page + "/trigger", path + "/trigger"
+        case 429:
+            page, path = page + "/trigger", path + "/trigger"
+            monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1)
+            monkeypatch.setattr(accounts, "_window", one_window)
+            admin.post(page)
+            api.post(path, **body)
+        case 413:
+            page, path = page + "/edit", f"{API}/jobs"
+            form, body["data"] = {"code": "x" * 5_000_000}, b"x" * 5_000_000
+        case 415:
+            page, path, body = "", f"{API}/jobs", {"data": b"x", "content_type": "text/plain"}
+        case 422:
+            page, path = "/jobs/new", f"{API}/jobs"
+        case 500:
+            page, path = page + "/disable", path + "/disable"
+            monkeypatch.setattr("kytecron.services.jobs._set_enabled", lambda *_: 1 / 0)
+    answers = [api.post(path, **body)]
+    if page:
+        answers += [admin.post(page, form), admin.post(page, form, part=True)]
+    for answer in answers:
+        assert answer.status_code == status, answer.text
+        for name, value in HEADERS.items():
+            assert answer.headers.getlist(name) == [value], name
         assert answer.headers["Cache-Control"] == "no-store"
 
 
