@@ -85,7 +85,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _connect_database(app: Flask, settings: Settings) -> None:
-    settings.instance_path.mkdir(parents=True, exist_ok=True)
+    settings.make_instance_directory()
     db.init_app(app)
     with app.app_context():
         database.configure(db.engine)

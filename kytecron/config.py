@@ -153,6 +153,11 @@ class Settings:
         """The database's SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.instance_path / 'kytecron.db'}"
 
+    def make_instance_directory(self) -> None:
+        """Make the instance directory where it is missing: for nobody but its owner, as it holds hashes and keys."""
+        self.instance_path.parent.mkdir(parents=True, exist_ok=True)
+        self.instance_path.mkdir(mode=0o700, exist_ok=True)
+
     @property
     def tags(self) -> frozenset[str]:
         """`worker_tags` as a set."""
@@ -169,7 +174,7 @@ class Settings:
         elif self.environment == "production":
             key = ""
         else:
-            key = _kept_key(self.instance_path / "secret-key", lambda: secrets.token_hex(32))
+            key = self._kept_key("secret-key", lambda: secrets.token_hex(32))
         if self.environment == "production" and _is_weak(key):
             raise Invalid(
                 {
@@ -187,7 +192,24 @@ class Settings:
         keys = _listed(self.secrets_keys)
         if keys or self.environment == "production":
             return keys
-        return [_kept_key(self.instance_path / "secrets-key", _new_fernet_key)]
+        return [self._kept_key("secrets-key", _new_fernet_key)]
+
+    def _kept_key(self, name: str, make: Callable[[], str]) -> str:
+        """The key in this file, made on first use; processes that start at once all end with the same one."""
+        path = self.instance_path / name
+        if not path.exists():
+            self.make_instance_directory()
+            draft = path.with_name(f"{name}.{os.getpid()}")
+            draft.touch(mode=0o600)
+            draft.write_text(make())
+            try:
+                os.link(
+                    draft, path
+                )  # fails where another process was first, and never shows a half-written key
+            except FileExistsError:
+                pass
+            draft.unlink()
+        return path.read_text()
 
 
 def _is_weak(key: str) -> bool:
@@ -227,21 +249,6 @@ def _kind(default: Any) -> str:
     if isinstance(default, bool):
         return "yes or no (1 or 0)"
     return {int: "a whole number", float: "a number"}.get(type(default), "text")
-
-
-def _kept_key(path: Path, make: Callable[[], str]) -> str:
-    """The key in `path`, made on first use; processes that start at once all end with the same one."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        draft.touch(mode=0o600)
-        draft.write_text(make())
-        try:
-            os.link(draft, path)  # fails where another process was first, and never shows a half-written key
-        except FileExistsError:
-            pass
-        draft.unlink()
-    return path.read_text()
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -731,4 +731,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _job_directory(settings: Settings) -> Path:
+    settings.make_instance_directory()
     return settings.instance_path / "jobs"

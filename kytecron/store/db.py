@@ -126,7 +126,7 @@ def make_engine(
     """An engine for `settings.url` (see `engine_options`); makes the directory of an SQLite file."""
     url = make_url(settings.url)
     if url.get_backend_name() == "sqlite" and url.database:
-        settings.instance_path.mkdir(parents=True, exist_ok=True)
+        settings.make_instance_directory()
     chosen = engine_options(url, statement_seconds, idle_seconds) | options
     return configure(sa.create_engine(url, **chosen))
 

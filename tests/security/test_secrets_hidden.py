@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import stat
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,10 +13,13 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from kytecron.config import Settings
+from kytecron.app import create_app
+from kytecron.config import ROOT, Settings, environment
+from kytecron.engine.worker import CronWorker
 from kytecron.services import jobs, secrets
 from kytecron.store import queries
 from kytecron.store.models import CronJob
+from tests.mariadb import MariaDB
 from tests.pages import Visitor, database, form_of, make_job, text_of
 from tests.servers import MailServer, WebhookReceiver
 from tests.workers import printed, wait_for_statuses, working
@@ -52,6 +58,45 @@ def leaky(app: Flask, admin: Visitor) -> CronJob:
     assert admin.post("/secrets", {"name": "API_KEY", "value": VALUE}).status_code == 303
     assert admin.post("/secrets/API_KEY/grant", {"job": "leaky"}).status_code == 303
     return job
+
+
+# -- this machine ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maker", ["the pages", "a worker", "a key"])
+def test_the_instance_directory_is_for_its_owner_alone(tmp_path: Path, maker: str, mariadb: MariaDB) -> None:
+    """It holds hashes of passwords, encrypted secrets and, in development, their keys."""
+    settings = Settings(instance_path=tmp_path / "new" / "instance")
+    match maker:
+        case "the pages":
+            create_app(settings)
+        case "a worker":  # which keeps nothing but its jobs' files there if the database is elsewhere
+            CronWorker(replace(settings, database_url=mariadb.url))
+        case "a key":
+            settings.secrets_key_list()
+    assert stat.S_IMODE(settings.instance_path.stat().st_mode) == 0o700
+
+
+def test_a_directory_that_somebody_opened_to_others_stays_open(tmp_path: Path) -> None:
+    settings = Settings(instance_path=tmp_path / "shared")
+    settings.instance_path.mkdir(mode=0o750)
+    create_app(settings)
+    assert stat.S_IMODE(settings.instance_path.stat().st_mode) == 0o750
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no such switch")
+def test_a_worker_s_memory_and_environment_are_closed_to_its_jobs(settings: Settings) -> None:
+    """As root, who reads everything, only the switch itself can be seen."""
+    program = (
+        "import ctypes, sys\n"
+        "from kytecron.engine.main import main\n"
+        "status = main(['--drain'])\n"
+        "print('readable:', ctypes.CDLL(None).prctl(3), 'status:', status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment(settings), cwd=ROOT, capture_output=True, text=True
+    )
+    assert "readable: 0 status: 0" in done.stdout, done.stderr
 
 
 # -- the secrets page ----------------------------------------------------------------------------------------
