@@ -1,4 +1,4 @@
-"""`locks`, `dlq`, `workers`, `prune`, `users`, `tokens`, `db`."""
+"""`locks`, `dlq`, `workers`, `prune`, `users`, `tokens`, `secrets`, `db`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from cryptography.fernet import Fernet
 from sqlalchemy.orm import Session
 
 from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.states import Claim, Outcome, Status
-from kytecron.services import accounts, lifecycle, registry
+from kytecron.services import accounts, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
@@ -268,6 +269,46 @@ def test_a_token_is_revoked_by_its_id(cli: CommandLine, rows: Session):
     assert cli.json("tokens list")["items"][0]["revoked_at"] is not None
     assert "does not exist" in cli.error("tokens revoke --yes 99", status=1)
     assert "expires_days" in cli.error("tokens create --name x --role viewer --expires 0", status=2)
+
+
+# --- secrets
+
+
+def test_a_secret_is_set_granted_and_taken_and_never_printed(
+    cli: CommandLine, rows: Session, job: CronJob, sqlite_settings: Settings
+):
+    said = cli("secrets set API_KEY --stdin", text="line one\nline two\n").output
+    said += cli.output("secrets grant API_KEY greeter")
+    granted = secrets.granted_to_jobs(rows, sqlite_settings, [job.id])
+    assert granted == {job.id: {"API_KEY": "line one\nline two"}}
+    said += cli.output("secrets list")
+    (listed,) = cli.json("secrets list")["items"]
+    assert (listed["name"], listed["jobs"]) == ("API_KEY", ["greeter"])
+    said += cli.output("secrets revoke API_KEY", job.id)
+    assert "has no secret" in cli.error("secrets revoke API_KEY greeter", status=1)
+    cli("secrets delete API_KEY", text="n\n", status=1)
+    said += cli.output("secrets delete API_KEY --yes")
+    assert cli.json("secrets list")["items"] == []
+    assert "line" not in said
+
+
+def test_a_value_is_not_taken_where_nobody_can_be_asked(cli: CommandLine):
+    assert "--stdin" in cli.error("secrets set API_KEY", status=2)
+    assert "65536 bytes" in cli.error("secrets set API_KEY --stdin", text="x" * 70_000, status=2)
+
+
+def test_after_rotating_the_older_key_can_be_dropped(sqlite_settings: Settings, rows: Session, job: CronJob):
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+    CommandLine(create_app(replace(sqlite_settings, secrets_keys=old)))(
+        "secrets set API_KEY --stdin", text="value"
+    )
+    both = CommandLine(create_app(replace(sqlite_settings, secrets_keys=f"{new},{old}")))
+    both("secrets grant API_KEY greeter")
+    assert both.output("secrets rotate") == "1 encrypted with the newest key.\n"
+    alone = replace(sqlite_settings, secrets_keys=new)
+    assert secrets.granted_to_jobs(rows, alone, [job.id]) == {job.id: {"API_KEY": "value"}}
+    lost = CommandLine(create_app(replace(sqlite_settings, secrets_keys=old)))
+    assert "KYTECRON_SECRETS_KEYS" in lost.error("secrets rotate", status=1)
 
 
 # --- the database
