@@ -94,7 +94,7 @@ class JobFields(BaseModel):
     starts_at: Moment = Field(None, description="No slot before this instant")
     ends_at: Moment = Field(None, description="No slot after this instant; then the job is disabled")
     max_runs: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        None, description="Disabled after this many scheduled runs"
+        None, description="Disabled after this many runs that its schedule or its parents started"
     )
     jitter_seconds: int = Field(
         0, ge=0, le=3600, description="A fixed offset per job of at most this many seconds"

@@ -68,7 +68,8 @@ def end(session: Session, jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Ou
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
     claims.insert_slots(session, retries)
     touched = [tally for tally in tallies.values() if tally.counts]
-    claims.update_jobs(session, [tally.row(now) for tally in touched])
+    _plan_after_completion(session, touched, now)
+    claims.update_jobs(session, [tally.row() for tally in touched])
     roll_up(session, now, {tally.job.id: (tally.counts, tally.durations) for tally in touched})
     for tally in touched:
         tally.save_rest(session, now)
@@ -247,9 +248,13 @@ class _Tally:
         if outcome.state is not None:
             self.state = outcome.state
 
-    def row(self, now: datetime) -> dict[str, Any]:
+    def plan(self, when: datetime | None) -> None:
+        """Set the next slot of a job that goes on."""
+        if self._get("enabled"):
+            self.values["next_run_time"] = when
+
+    def row(self) -> dict[str, Any]:
         """The job's AFTER_ENDING columns as they are to be."""
-        self.values |= self._next_after_completion(now)
         return {"job_id": self.job.id, **{name: self._get(name) for name in claims.AFTER_ENDING}}
 
     def save_rest(self, session: Session, now: datetime) -> None:
@@ -269,12 +274,13 @@ class _Tally:
                 after={"reason": self.dead_letter},
             )
 
-    def _next_after_completion(self, now: datetime) -> dict[str, Any]:
-        """The next slot of an interval that counts from the end of the last run."""
-        counts_from_end = self.job.schedule_type == "interval" and self.job.interval_anchor == "completion"
-        if not counts_from_end or not self.chain_ended or not self._get("enabled"):
-            return {}
-        return {"next_run_time": slots.plan_after_completion(self.job, now)}
+
+def _plan_after_completion(session: Session, tallies: Sequence[_Tally], now: datetime) -> None:
+    """Set the next slots of intervals that count from the end of the last run, once nothing of them goes on."""
+    ended = [one for one in tallies if one.chain_ended and slots.counts_from_completion(one.job)]
+    going = {run.cron_job for run in claims.active_runs(session, [one.job.id for one in ended])}
+    for one in ended:
+        one.plan(None if one.job.id in going else slots.plan_after_completion(one.job, now))
 
 
 _STATS_OF_DAY = sa.select(STAT).where(STAT.c.cron_job.in_(claims.IDS), STAT.c.day == sa.bindparam("day"))
@@ -403,6 +409,8 @@ def _release_one(session: Session, job: Any, runs: Sequence[Any], now: datetime)
         gate = slots.gate(session, job, run, now)
         if isinstance(gate, Skip):
             end_pending(session, job.id, [run.id], Outcome(Status.SKIPPED, skipped_reason=gate.reason), now)
+            if changes := slots.give_back_run(job, now):
+                claims.update_job(session, job.id, changes)
             moved += 1
         elif isinstance(gate, Waiting):
             claims.still_waits_for(session, run.id, gate.for_)
@@ -410,7 +418,8 @@ def _release_one(session: Session, job: Any, runs: Sequence[Any], now: datetime)
         elif job.overlap_policy != "allow" and going:
             claims.still_waits_for(session, run.id, _turn(run, going[0]))
         else:
-            moved += claims.release(session, run.id, now, run.priority, list(gate.used) if gate else None)
+            due = max(now, slots.start_of(job, run.scheduled_time, run.origin))
+            moved += claims.release(session, run.id, due, run.priority, list(gate.used) if gate else None)
             going.append(run)
     return moved
 
@@ -427,12 +436,19 @@ def _trigger_child(session: Session, child_id: int, now: datetime) -> None:
     job = claims.lock_jobs(session, [child_id]).get(child_id)
     if job is None or not job.enabled or job.deleted_at is not None:
         return
+    if job.ends_at is not None and now > job.ends_at:
+        claims.update_job(session, child_id, slots.ended(slots.SCHEDULE_ENDED))
+        return
+    if (job.starts_at is not None and now < job.starts_at) or not slots.runs_left(job):
+        return
     ready = slots.ready_to_trigger(session, child_id, now)
     if not isinstance(ready, Ready):
         return
     around = slots.Surroundings(session, [child_id])
     row = around.place(job, now, now, Origin.TRIGGER)
     claims.insert_slots(session, [row | {"parents_used": list(ready.used)}])
+    if changes := slots.after_runs(job, [row]):
+        claims.update_job(session, child_id, changes)
     count_skips(session, [row], now)
     for active in around.replaced.values():
         make_room(session, child_id, active, now)

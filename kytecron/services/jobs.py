@@ -428,7 +428,9 @@ def _change(session: Session, job: CronJob, before: Mapping[str, Any], after: Ma
     elif replanned and job.enabled:
         if after.keys() & {"schedule_type", "interval_seconds"}:
             job.schedule_anchor = _anchor(job, now)
-        job.next_run_time = _require_slot(job, lifecycle.plan(job, now))
+        # Of an interval that counts from completion, the end of what goes on sets it.
+        waits = slots.counts_from_completion(job) and claims.active_runs(session, [job.id])
+        job.next_run_time = None if waits else _require_slot(job, lifecycle.plan(job, now))
 
 
 @transactional

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import check_parameters
-from ..core.schedule import due_slots, misfire, next_slot
+from ..core.schedule import misfire
 from ..core.states import ACTIVE, Claim, Origin, Outcome, Status
 from ..store import claims, db
 from ..store.db import transactional
@@ -120,42 +120,30 @@ def _enqueue_job(
     around: slots.Surroundings, job: Any, now: datetime
 ) -> tuple[list[dict[str, Any]], datetime | None, dict[str, Any]]:
     """Rows for one job's due slots, its next slot, and what else changes in its row."""
-    schedule = slots.schedule_of(job)
-    due = due_slots(schedule, job.next_run_time, now, ends_at=job.ends_at)
+    due = slots.due(job, now)
     chosen = misfire(job.misfire_policy, due, now, job.misfire_grace_seconds)
     rows = [slots.skipped(job, slot, reason, now) for slot, reason in chosen.skip]
     placed = _place(around, job, chosen.run, now)
     rows += placed
-    changes: dict[str, Any] = {}
-    following = (
-        None if slots.counts_from_completion(job) else next_slot(schedule, now, job.starts_at, job.ends_at)
-    )
-    if job.max_runs is not None:
-        changes["runs_scheduled"] = job.runs_scheduled + sum(map(_uses_up_a_run, placed))
-        if changes["runs_scheduled"] >= job.max_runs:
-            return rows, None, changes | {"enabled": False, "disabled_reason": slots.ENDED_REASONS[1]}
-    if following is None and not slots.counts_from_completion(job):
-        changes |= {"enabled": False, "disabled_reason": slots.ENDED_REASONS[0]}
-    return rows, following, changes
+    changes = slots.after_runs(job, placed)
+    if slots.counts_from_completion(job):
+        return rows, None, changes
+    following = slots.plan(job, now)
+    if following is None:
+        changes = slots.ended(slots.SCHEDULE_ENDED) | changes
+    return rows, None if "enabled" in changes else following, changes
 
 
 def _place(
     around: slots.Surroundings, job: Any, chosen: Sequence[datetime], now: datetime
 ) -> list[dict[str, Any]]:
     """Rows for the slots that are to run, as many as `max_runs` leaves."""
-    left = len(chosen) if job.max_runs is None else job.max_runs - job.runs_scheduled
     placed: list[dict[str, Any]] = []
     for slot in chosen:
-        if left <= 0:
+        if not slots.runs_left(job, placed):
             break
         placed.append(around.place(job, slot, now))
-        left -= _uses_up_a_run(placed[-1])
     return placed
-
-
-def _uses_up_a_run(row: Mapping[str, Any]) -> bool:
-    # What the overlap policy skips does not: a job with max_runs = 1 still owes its one.
-    return bool(row["status"] == Status.PENDING)
 
 
 @transactional
@@ -173,12 +161,12 @@ def adopt(session: Session, limit: int = 100) -> int:
         if job.schedule_type == "interval" and job.schedule_anchor is None:
             values["schedule_anchor"] = now
         try:
-            following = slots.first_slot(job, now, values.get("schedule_anchor"))
+            following = slots.plan_unplanned(job, now, values.get("schedule_anchor"))
         except Invalid as error:
             _disable(session, job, f"cannot be scheduled: {error}")
             continue
         if following is None:
-            _disable(session, job, slots.ENDED_REASONS[0])
+            _disable(session, job, slots.SCHEDULE_ENDED)
             continue
         claims.update_job(session, job.id, {**values, "next_run_time": following})
     return adopted

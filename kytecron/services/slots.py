@@ -7,7 +7,7 @@ something other than time is *held*: pending, without due_time, and `waiting_for
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -19,13 +19,15 @@ from sqlalchemy.orm import Session
 from ..core import dependencies
 from ..core.dependencies import ParentState, Ready, Skip, Waiting
 from ..core.errors import Invalid
-from ..core.schedule import Schedule, jitter_offset, next_slot
+from ..core.schedule import DueSlots, Schedule, due_slots, jitter_offset, next_slot
 from ..core.states import FINAL, Origin, Status
 from ..store import claims, db
 from ..store.claims import JOB, RUN
 from ..store.models import CronJobDependency
 
-ENDED_REASONS = ("its schedule has ended", "max_runs reached")
+SCHEDULE_ENDED = "its schedule has ended"
+MAX_RUNS_REACHED = "max_runs reached"
+ENDED_REASONS = (SCHEDULE_ENDED, MAX_RUNS_REACHED)
 """Why a job disables itself without anything being wrong; its last slot keeps its retries."""
 MAX_BACKFILL = 1000
 QUEUE_WAITS = "the run before it"
@@ -81,10 +83,35 @@ def first_slot(job: Any, now: datetime, anchor: datetime | None = None) -> datet
     return plan(job, now - timedelta(microseconds=1), anchor)
 
 
+def due(job: Any, now: datetime) -> DueSlots:
+    """The slots of a job that have come since its next_run_time, that one included. Raises Invalid."""
+    # Where the next slot comes of the run's end there is never more than one to be missed.
+    until = job.next_run_time if counts_from_completion(job) else now
+    return due_slots(schedule_of(job), job.next_run_time, until, ends_at=job.ends_at)
+
+
 def plan_after_completion(job: Any, ended: datetime) -> datetime | None:
-    """The next slot of an interval that counts from the end of the last run."""
-    when = ended + timedelta(seconds=job.interval_seconds)
+    """The next slot of an interval that counts from the end of the last run.
+
+    None where it would come after `ends_at`, and for a row that makes no schedule: `adopt` disables either.
+    """
+    try:
+        interval = timedelta(seconds=schedule_of(job).interval_seconds or 1)
+    except Invalid:
+        return None
+    when = max(ended + interval, job.starts_at or ended)
     return None if job.ends_at is not None and when > job.ends_at else when
+
+
+def plan_unplanned(job: Any, now: datetime, anchor: datetime | None) -> datetime | None:
+    """The next slot of an enabled job that has none; `anchor` is that of an interval that only begins.
+
+    Raises Invalid.
+    """
+    if counts_from_completion(job) and anchor is None:
+        schedule_of(job)
+        return plan_after_completion(job, now)  # its last slot was skipped: no end of a run has set the next
+    return first_slot(job, now, anchor)
 
 
 def counts_from_completion(job: Any) -> bool:
@@ -95,6 +122,43 @@ def counts_from_completion(job: Any) -> bool:
 def ended_by_itself(job: Any) -> bool:
     """Whether a disabled job was disabled by its own schedule's end."""
     return job.disabled_reason in ENDED_REASONS
+
+
+# -- max_runs ------------------------------------------------------------------------------------------------
+
+
+def runs_left(job: Any, placed: Sequence[Mapping[str, Any]] = ()) -> bool:
+    """Whether `max_runs` leaves a job a run after those in `placed`."""
+    return job.max_runs is None or _runs_after(job, placed) < job.max_runs
+
+
+def after_runs(job: Any, placed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What changes in a job's row for the new rows in `placed`; nothing where it may have any number of runs."""
+    if job.max_runs is None:
+        return {}
+    counted = {"runs_scheduled": _runs_after(job, placed)}
+    return counted if runs_left(job, placed) else counted | ended(MAX_RUNS_REACHED)
+
+
+def _runs_after(job: Any, placed: Sequence[Mapping[str, Any]]) -> int:
+    # What the overlap policy skips uses up none: a job with max_runs = 1 still owes its one.
+    return int(job.runs_scheduled) + sum(row["status"] == Status.PENDING for row in placed)
+
+
+def give_back_run(job: Any, now: datetime) -> dict[str, Any]:
+    """What changes in a job's row when a run that was counted for `max_runs` is skipped after all."""
+    if job.max_runs is None:
+        return {}
+    changes: dict[str, Any] = {"runs_scheduled": JOB.c.runs_scheduled - 1}
+    if not job.enabled and job.disabled_reason == MAX_RUNS_REACHED:
+        following = None if counts_from_completion(job) else plan(job, now)
+        changes |= {"enabled": True, "disabled_reason": None, "next_run_time": following}
+    return changes
+
+
+def ended(reason: str) -> dict[str, Any]:
+    """What changes in the row of a job that disables itself for one of ENDED_REASONS."""
+    return {"enabled": False, "disabled_reason": reason, "next_run_time": None}
 
 
 # -- overlap -------------------------------------------------------------------------------------------------
@@ -160,10 +224,14 @@ def _doing(run: Any) -> str:
     return "waiting for its retry" if run.retry_count else "waiting to start"
 
 
+def start_of(job: Any, slot: datetime, origin: str) -> datetime:
+    """When a slot's run starts if nothing holds it: what the schedule makes is moved by the job's own jitter."""
+    return slot + jitter_offset(job.id, job.jitter_seconds) if origin == Origin.SCHEDULE else slot
+
+
 def pending(job: Any, slot: datetime, origin: Origin) -> dict[str, Any]:
-    """The row of a run that starts at its slot (plus the job's own jitter, for what the schedule makes)."""
-    offset = jitter_offset(job.id, job.jitter_seconds) if origin == Origin.SCHEDULE else timedelta(0)
-    due = slot + offset
+    """The row of a run that starts in its turn."""
+    due = start_of(job, slot, origin)
     return claims.new_run(
         cron_job=job.id,
         scheduled_time=slot,
@@ -226,14 +294,7 @@ def parent_states(session: Session, job_id: int, slot: datetime) -> list[ParentS
 
 
 def _parent_state(session: Session, parent: Any, active: Sequence[Any], slot: datetime) -> ParentState:
-    # A few newest rows by id hold the one that ended last; a skipped slot may have ended before an older run.
-    ended = session.execute(
-        sa.select(RUN.c.id, RUN.c.status, RUN.c.completed_at)
-        .where(RUN.c.cron_job == parent.id, RUN.c.status.in_(list(FINAL)))
-        .order_by(RUN.c.id.desc())
-        .limit(20)
-    ).all()
-    latest = max(ended, key=lambda row: (row.completed_at, row.id), default=None)
+    latest = _ended_last(session, parent, {(run.scheduled_time, run.rerun) for run in active})
     return ParentState(
         job_id=parent.id,
         name=parent.name,
@@ -246,6 +307,22 @@ def _parent_state(session: Session, parent: Any, active: Sequence[Any], slot: da
         latest_execution_id=latest.id if latest else None,
         latest_completed_at=latest.completed_at if latest else None,
     )
+
+
+def _ended_last(session: Session, parent: Any, going: Collection[tuple[datetime, int]]) -> Any:
+    """The last attempt of a job's chain that ended last; `going` are the chains, by slot and rerun, that have not.
+
+    A few newest rows by id hold it, or it is the run that ended last: a long one has any number of slots behind it
+    that were skipped because of it.
+    """
+    ended = sa.select(RUN.c.id, RUN.c.status, RUN.c.completed_at, RUN.c.scheduled_time, RUN.c.rerun).where(
+        RUN.c.cron_job == parent.id, RUN.c.status.in_(list(FINAL))
+    )
+    rows = list(session.execute(ended.order_by(RUN.c.id.desc()).limit(20)))
+    if parent.last_execution is not None:
+        rows += session.execute(ended.where(RUN.c.id == parent.last_execution))
+    over = [row for row in rows if (row.scheduled_time, row.rerun) not in going]
+    return max(over, key=lambda row: (row.completed_at, row.id), default=None)
 
 
 def gate(session: Session, job: Any, run: Any, now: datetime) -> Ready | Waiting | Skip | None:

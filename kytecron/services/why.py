@@ -159,7 +159,7 @@ class _Look:
         return Reason("disabled", f"{text}: {reason}" if reason else text, change.at)
 
     def _end(self) -> str:
-        if self.job.disabled_reason == slots.ENDED_REASONS[1] and self.job.max_runs is not None:
+        if self.job.disabled_reason == slots.MAX_RUNS_REACHED and self.job.max_runs is not None:
             return f" ({self.job.max_runs})"
         return f" (ends_at {_time(self.job.ends_at)})" if self.job.ends_at else ""
 
@@ -380,6 +380,8 @@ class _Look:
         states = slots.parent_states(self.session, self.job.id, self.now)
         if not states:
             return
+        if self.job.starts_at is not None and self.job.starts_at > self.now:
+            yield Reason("starts_at", f"Its parents start it from {_time(self.job.starts_at)} on")
         ready = slots.ready_to_trigger(self.session, self.job.id, self.now)
         if isinstance(ready, Waiting):
             yield Reason("dependency", f"Since its own last start it waits for {ready.for_}")

@@ -218,6 +218,7 @@ _ACTIVE_RUNS = (
         RUN.c.due_time,
         RUN.c.origin,
         RUN.c.scheduled_time,
+        RUN.c.rerun,
         RUN.c.retry_count,
         RUN.c.waiting_for,
         RUN.c.waiting_until,
@@ -242,12 +243,12 @@ def held_job_ids(session: Session) -> list[int]:
 
 
 def release(
-    session: Session, execution_id: int, now: datetime, priority: int, parents: list[int] | None
+    session: Session, execution_id: int, due: datetime, priority: int, parents: list[int] | None
 ) -> int:
-    """Let a held run start."""
+    """Let a held run start at `due`."""
     values: dict[str, Any] = {
-        "due_time": now,
-        "queue_time": queue_time(now, priority),
+        "due_time": due,
+        "queue_time": queue_time(due, priority),
         "waiting_for": None,
         "waiting_until": None,
     }

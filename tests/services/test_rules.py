@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kytecron.core.errors import Conflict, Invalid
+from kytecron.core.schedule import jitter_offset
 from kytecron.core.states import Claim, Outcome, Status
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
@@ -124,6 +125,86 @@ def test_time_disabled_owes_nothing(session: Session) -> None:
     lifecycle.enqueue_due(session)
     (run,) = runs_of(session, job)
     assert run.scheduled_time > ago(session, minutes=1)
+
+
+# -- intervals that count from the end of the last run ----------------------------------------------------------
+
+
+def after_its_runs(session: Session, **fields: object) -> CronJob:
+    """A job of every hour after the last run's end, made long ago at another minute; its slot is an hour away."""
+    made = ago(session, days=3, minutes=29)
+    values = {
+        "interval_anchor": "completion",
+        "schedule_anchor": made,
+        "next_run_time": ago(session, hours=-1),
+    }
+    return add_job(session, **(values | fields))
+
+
+@pytest.mark.parametrize("policy", ["run_once", "run_all"])
+def test_an_interval_counted_from_completion_owes_one_slot_however_late_it_is(
+    session: Session, policy: str
+) -> None:
+    slot = ago(session, hours=5)
+    job = after_its_runs(session, next_run_time=slot, misfire_policy=policy)
+    lifecycle.enqueue_due(session)
+    assert [(run.status, run.scheduled_time) for run in runs_of(session, job)] == [("pending", slot)]
+
+
+def test_an_interval_counted_from_completion_waits_again_after_a_slot_that_was_skipped(
+    session: Session,
+) -> None:
+    job = after_its_runs(session, next_run_time=ago(session, hours=5), misfire_policy="skip")
+    lifecycle.enqueue_due(session)
+    assert statuses(session, job) == ["skipped"]
+    before = db.now(session)
+    assert lifecycle.adopt(session) == 1
+    assert before <= fresh(session, job).next_run_time - timedelta(hours=1) <= db.now(session)
+
+
+def test_an_interval_counted_from_completion_counts_from_the_last_of_runs_that_overlap(
+    session: Session,
+) -> None:
+    job = after_its_runs(session, overlap_policy="allow")
+    first = start(session, job)
+    second = lifecycle.trigger(session, job.id, actor=ANNA)
+    settle(session, first)
+    assert fresh(session, job).next_run_time is None
+    settle(session, claim_one(session))
+    ended = fresh(session, second).completed_at
+    assert fresh(session, job).next_run_time == ended + timedelta(hours=1)
+
+
+def test_an_interval_counted_from_completion_has_no_slot_before_its_schedule_starts(session: Session) -> None:
+    opens = ago(session, days=-2)
+    job = after_its_runs(session, starts_at=opens, next_run_time=opens)
+    run_by_hand(session, job)
+    assert fresh(session, job).next_run_time == opens
+
+
+def test_an_edit_during_a_run_leaves_the_next_slot_to_the_end_of_the_run(session: Session) -> None:
+    job = after_its_runs(session)
+    claim = start(session, job)
+    CronJobManager(session, ANNA).update_job(job.id, interval_seconds=60)
+    assert fresh(session, job).next_run_time is None
+    settle(session, claim)
+    (run,) = runs_of(session, job)
+    assert run.completed_at is not None
+    assert fresh(session, job).next_run_time == run.completed_at + timedelta(seconds=60)
+
+
+@pytest.mark.parametrize("interval", [None, 0, -5])
+def test_a_run_ends_well_although_its_row_makes_no_schedule_any_more(
+    session: Session, interval: int | None
+) -> None:
+    job = after_its_runs(session)
+    claim = start(session, job)
+    session.execute(sa.update(CronJob).where(CronJob.id == job.id).values(interval_seconds=interval))
+    session.commit()
+    settle(session, claim)
+    assert statuses(session, job) == ["completed"]
+    lifecycle.adopt(session)
+    assert "interval_seconds" in fresh(session, job).disabled_reason
 
 
 # -- overlap ---------------------------------------------------------------------------------------------------
@@ -274,6 +355,53 @@ def test_without_require_fresh_an_old_success_of_the_parent_serves_again(session
     assert [run.parents_used for run in runs_of(session, child)] == [[used], [used]]
 
 
+def test_a_long_run_of_the_parent_counts_however_many_slots_were_skipped_behind_it(session: Session) -> None:
+    parent = add_job(session, next_run_time=ago(session, hours=-1))
+    claim = start(session, parent)
+    for _ in range(25):
+        comes_due(session, parent)
+    child = waiting_job(session, parent)
+    comes_due(session, child)
+    settle(session, claim)
+    (run,) = runs_of(session, child)
+    assert (run.status, run.parents_used) == ("pending", [claim.execution_id])
+    assert run.due_time is not None
+
+
+def test_a_gate_does_not_judge_a_newer_chain_of_the_parent_that_is_still_retrying(session: Session) -> None:
+    parent = add_job(session, next_run_time=ago(session, hours=-1))
+    completed = start(session, parent)
+    settle(session, completed)
+    slot = db.now(session)
+    settle(session, start(session, parent), FAILED)
+    child = waiting_job(session, parent, next_run_time=slot)
+    lifecycle.enqueue_due(session)
+    (run,) = runs_of(session, child)
+    assert (run.status, run.parents_used) == ("pending", [completed.execution_id])
+
+
+def test_a_slot_that_a_gate_skips_uses_up_none_of_max_runs(session: Session) -> None:
+    parent = resting_job(session, max_retries=0)
+    child = waiting_job(session, parent, max_runs=1)
+    comes_due(session, child)
+    assert statuses(session, child) == ["skipped"]  # the parent has never run
+    assert fresh(session, child).enabled
+    assert child.next_run_time > db.now(session)
+    run_by_hand(session, parent)
+    comes_due(session, child)
+    assert statuses(session, child) == ["skipped", "pending"]
+    assert fresh(session, child).disabled_reason == "max_runs reached"
+
+
+def test_a_slot_that_was_held_keeps_its_jitter(session: Session) -> None:
+    parent = resting_job(session)
+    run_by_hand(session, parent)
+    child = waiting_job(session, parent, jitter_seconds=3600)
+    comes_due(session, child)
+    (run,) = runs_of(session, child)
+    assert run.due_time == run.scheduled_time + jitter_offset(child.id, 3600)
+
+
 def test_a_person_may_run_a_gated_job_without_asking_its_parents(session: Session) -> None:
     child = waiting_job(session, resting_job(session))
     run_by_hand(session, child)
@@ -320,6 +448,38 @@ def test_a_failure_of_a_parent_triggers_nothing_and_its_later_success_does(sessi
     assert runs_of(session, child) == []
     settle(session, claim_one(session))
     assert statuses(session, child) == ["pending"]
+
+
+def triggered_job(session: Session, parent: CronJob, **fields: object) -> CronJob:
+    resting = {"schedule_type": "manual", "next_run_time": None, "dependency_mode": "trigger"}
+    return waiting_job(session, parent, **(resting | fields))
+
+
+def test_max_runs_counts_what_parents_start(session: Session) -> None:
+    parent = resting_job(session)
+    child = triggered_job(session, parent, max_runs=2)
+    for _ in range(2):
+        run_by_hand(session, parent)
+        settle(session, claim_one(session))
+    assert fresh(session, child).disabled_reason == "max_runs reached"
+    run_by_hand(session, parent)
+    assert statuses(session, child) == ["completed", "completed"]
+
+
+def test_parents_start_nothing_before_the_childs_schedule_starts(session: Session) -> None:
+    parent = resting_job(session)
+    child = triggered_job(session, parent, starts_at=ago(session, hours=-1))
+    run_by_hand(session, parent)
+    assert statuses(session, child) == []
+    assert fresh(session, child).enabled
+
+
+def test_parents_start_nothing_after_the_childs_schedule_has_ended(session: Session) -> None:
+    parent = resting_job(session)
+    child = triggered_job(session, parent, ends_at=ago(session, hours=1))
+    run_by_hand(session, parent)
+    assert statuses(session, child) == []
+    assert fresh(session, child).disabled_reason == "its schedule has ended"
 
 
 def test_a_disabled_job_is_not_triggered(session: Session) -> None:
