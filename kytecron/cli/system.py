@@ -11,6 +11,7 @@ import click
 from flask.cli import with_appcontext
 
 from ..core.errors import Conflict, Invalid
+from ..core.schedule import TZDATA_VERSION
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
 from ..store import db as database
@@ -259,6 +260,12 @@ def list_workers(hours: int, as_json: bool) -> None:
     ]
     titles = ("WORKER", "STATE", "RUNNING", "TAGS", "CLOCK", "TZDATA", "VERSION", "STARTED", "SEEN")
     console.table(titles, rows)
+    for one in found:
+        if one["state"] != "stopped" and one["tzdata"] != TZDATA_VERSION:
+            say(
+                f"{one['worker_id']} has tzdata {one['tzdata'] or 'unknown'}, this machine {TZDATA_VERSION}: one slot "
+                "can come at two different times. Install the same requirements.txt everywhere."
+            )
 
 
 def _ago(now: datetime, then: datetime) -> str:

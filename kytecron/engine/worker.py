@@ -511,6 +511,11 @@ class CronWorker:
             # Another worker may have the key that is missing here: worth a retry.
             self._cannot_start(run, granted, permanent=False)
             return None
+        if run.version is None:
+            # Written by hand in SQL, its code to follow: not a reason to give up on the job.
+            skipped = Outcome(Status.SKIPPED, skipped_reason="the job has no code yet")
+            self._ended.append((self._runs[run.claim.execution_id], skipped))
+            return None
         try:
             code = self._code.get(run.content_hash)
         except KytecronError as error:
@@ -688,12 +693,10 @@ class _CodeCache:
             self._size += len(code)
 
     def get(self, digest: str | None) -> str:
-        """Code that was loaded. Raises NotFound for a job without code, Unreadable for a damaged content."""
-        if digest is None:
-            raise NotFound("the job has no code yet")
+        """Code that was loaded. Raises NotFound where there is none, Unreadable for a damaged content."""
         if digest in self._unreadable:
             raise self._unreadable[digest]
-        if digest not in self._codes:
+        if digest is None or digest not in self._codes:
             raise NotFound("the code of this version is gone")
         self._codes.move_to_end(digest)
         while self._size > self._limit and len(self._codes) > 1:

@@ -436,10 +436,10 @@ def _trigger_child(session: Session, child_id: int, now: datetime) -> None:
     job = claims.lock_jobs(session, [child_id]).get(child_id)
     if job is None or not job.enabled or job.deleted_at is not None:
         return
-    if job.ends_at is not None and now > job.ends_at:
-        claims.update_job(session, child_id, slots.ended(slots.SCHEDULE_ENDED))
+    if reason := slots.end_of(job, now):
+        claims.update_job(session, child_id, slots.ended(reason))
         return
-    if (job.starts_at is not None and now < job.starts_at) or not slots.runs_left(job):
+    if job.starts_at is not None and now < job.starts_at:
         return
     ready = slots.ready_to_trigger(session, child_id, now)
     if not isinstance(ready, Ready):

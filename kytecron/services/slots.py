@@ -149,11 +149,19 @@ def give_back_run(job: Any, now: datetime) -> dict[str, Any]:
     """What changes in a job's row when a run that was counted for `max_runs` is skipped after all."""
     if job.max_runs is None:
         return {}
-    changes: dict[str, Any] = {"runs_scheduled": JOB.c.runs_scheduled - 1}
+    count = JOB.c.runs_scheduled  # not from the row: several may be given back, and enabling counts from zero
+    changes: dict[str, Any] = {"runs_scheduled": sa.case((count > 0, count - 1), else_=0)}
     if not job.enabled and job.disabled_reason == MAX_RUNS_REACHED:
         following = None if counts_from_completion(job) else plan(job, now)
         changes |= {"enabled": True, "disabled_reason": None, "next_run_time": following}
     return changes
+
+
+def end_of(job: Any, now: datetime) -> str | None:
+    """Which of ENDED_REASONS keeps a job from another run, if any does."""
+    if not runs_left(job):
+        return MAX_RUNS_REACHED
+    return SCHEDULE_ENDED if job.ends_at is not None and now > job.ends_at else None
 
 
 def ended(reason: str) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class _Look:
             yield from self._last_ending()
         yield from self._to_come(active)
         if self.job.current_version is None:
-            yield Reason("no_code", "It has no code: a run would fail")
+            yield Reason("no_code", "It has no code yet: its runs are skipped")
 
     # -- what stands in the way of everything ----------------------------------------------------------------
 

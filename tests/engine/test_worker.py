@@ -164,19 +164,25 @@ class P(CronJobBase):
         assert run.result == 42
 
 
-def test_a_job_without_code_fails_with_words_and_the_worker_goes_on(
+def test_a_job_without_code_is_skipped_with_words_until_it_has_some(
     settings: Settings, session: Session, journal: Journal
 ) -> None:
-    bare = CronJob(name="no code", schedule_type="manual")
-    session.add(bare)
+    session.execute(
+        sa.text(
+            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('bare', 'interval', 3600)"
+        )
+    )
     session.commit()
-    good = make_job(session, journal.code())
+    bare = session.scalars(sa.select(CronJob)).one()
     with working(settings):
+        (run,) = wait_for_statuses(session, bare, "skipped")
+        assert run.skipped_reason == "the job has no code yet"
+        session.refresh(bare)
+        assert (bare.enabled, bare.in_dead_letter_queue, bare.consecutive_failures) == (True, False, 0)
+        assert bare.next_run_time is not None
+        CronJobManager(session, ANNA).update_code(bare.id, journal.code())
         lifecycle.trigger(session, bare.id, actor=ANNA)
-        (run,) = wait_for_statuses(session, bare, "failed")
-        assert run.error == "cannot start: the job has no code yet"
-        lifecycle.trigger(session, good.id, actor=ANNA)
-        wait_for_statuses(session, good, "completed")
+        wait_for_statuses(session, bare, "skipped", "completed")
 
 
 def test_sigterm_waits_for_a_running_job_and_claims_nothing_new(
