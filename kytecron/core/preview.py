@@ -86,14 +86,31 @@ def _describe_cron(expression: str) -> str:
 
 
 def _misdescribed(fields: tuple[str, ...]) -> bool:
-    """Whether cron-descriptor says something untrue of it: a list with `*`, L or # in it, `5-5/10`, `*/90`."""
+    """Whether cron-descriptor says something untrue of it: a list with `*`, L or # in it, `59/2`, `*/90`, `7-7`."""
     minute, hour, date, _, weekday = fields
     return (
         any("," in text and set("*#l") & set(text) for text in (minute, hour, date, weekday))
-        or any(re.search(r"\b([0-9]+)-\1/", text) for text in fields)
-        or _step(minute) >= 60
-        or _step(hour) >= 24
+        or any(
+            _steps_nowhere(item, *ends)
+            for text, ends in zip(fields, _ENDS, strict=True)
+            for item in text.split(",")
+        )
+        # The same weekday at both ends, which may mean that day or all of them.
+        or any(item in ("0-0", "0-7", "7-0", "7-7", "sun-sun") for item in weekday.split(","))
     )
+
+
+_ENDS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+
+
+def _steps_nowhere(item: str, low: int, high: int) -> bool:
+    """Whether a range with a step holds one number only: nothing comes "every 2 minutes" of `59/2`."""
+    match = re.fullmatch(r"(\*|[0-9]+)(?:-([0-9]+))?/([0-9]+)", item)
+    if match is None:
+        return False
+    first, last, step = match.groups()
+    start = low if first == "*" else int(first)
+    return start + int(step) > int(last or high)
 
 
 def _step(text: str) -> int:

@@ -116,6 +116,22 @@ def test_schedules_are_described_in_english(fields: dict[str, Any], sentence: st
     assert describe(Schedule.from_fields(**fields)) == sentence
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "59/2 * * * *",
+        "0 23/5 * * *",
+        "0 0 31/2 * *",
+        "0 0 1 */20 *",
+        "0 0 * * 6/2",
+        "10-20/30 * * * *",
+        "0 0 * * 7-7",
+    ],
+)
+def test_a_step_that_leads_nowhere_is_not_described_as_one(expression: str) -> None:
+    assert describe(cron(expression)).startswith(f"At the times of the cron expression {expression}")
+
+
 DAYS = ["*", "*/2", "1", "3-5", "5-5/10", "1/3", "1,2"]
 TIMES = st.sampled_from([*DAYS, "*/90", "*,5"])
 DATES = st.sampled_from([*DAYS, "L", "1,L"])
