@@ -164,7 +164,7 @@ def add_to(blueprint: Blueprint) -> None:
 
 def _answering(declared: Route) -> Callable[..., Response]:
     def answer(**numbers: int) -> Response:
-        call = _call(declared.role)
+        call = caller(declared.role)
         if any(number > LARGEST for number in numbers.values()):
             raise NotFound("Nothing has an id of more than 64 bits")
         arguments: dict[str, Any] = dict(numbers)
@@ -183,8 +183,8 @@ class Nothing(BaseModel, extra="forbid"):
     """The query of a route that takes none."""
 
 
-def _call(role: str) -> Call:
-    """Who calls, if they may. Raises Unauthorized and Forbidden."""
+def caller(role: str) -> Call:
+    """Who calls, if they have `role`. Raises Unauthorized and Forbidden."""
     session = db.session()
     settings: Settings = current_app.extensions["kytecron.settings"]
     ip = request.remote_addr or ""
