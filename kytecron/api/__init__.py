@@ -16,7 +16,7 @@ def register(app: Flask) -> Blueprint:
     """Add the API and `/metrics` to `app`; returns the API's blueprint."""
     blueprint = Blueprint("api", __name__, url_prefix=routing.PREFIX)
     routing.add_to(blueprint)
-    errors.register(blueprint, routing.PREFIX)
+    errors.register(blueprint, routing.ROOT)
     app.register_blueprint(blueprint)
     metrics.register(app)
     return blueprint

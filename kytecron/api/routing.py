@@ -32,7 +32,9 @@ from ..store.models import db
 from . import errors
 from .bodies import LARGEST, read_body, read_query
 
-PREFIX = "/api/v1"
+ROOT = "/api"
+"""Whoever asks for something below here is a program, whatever it takes for the version."""
+PREFIX = f"{ROOT}/v1"
 PUBLIC = "public"
 """The role that the API's description needs: none."""
 
