@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from codecs import BOM_UTF8
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
+from urllib.parse import unquote_to_bytes
 
 from flask import request
 from pydantic import BaseModel, ValidationError
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from ..core.errors import Invalid
 from ..core.jobspec import field_messages
 from ..services import transfer
+from . import errors
 from .errors import Malformed, UnsupportedMediaType
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -30,18 +33,29 @@ def read_body(model: type[Model], yaml_too: bool = False) -> Model:
 
     Raises Malformed, UnsupportedMediaType, and Invalid with a message for each wrong field.
     """
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnsupportedMediaType(
+            "Send the body as it is, without Content-Encoding: nothing is unpacked here"
+        )
     data = request.get_data(cache=False)
     if not data and not any(field.is_required() for field in model.model_fields.values()):
         return model()
     if yaml_too and request.mimetype == YAML:
         return validated(model, _parse_yaml(data))
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType
+        raise UnsupportedMediaType(errors.HTTP_ERRORS[415][1])
     return validated(model, _parse(data))
 
 
 def read_query(model: type[Model]) -> Model:
-    """The request's query parameters as a model. Raises Invalid; an unknown parameter is one, too."""
+    """The request's query parameters as a model.
+
+    Raises Malformed, and Invalid with a message for each wrong parameter; an unknown one is wrong.
+    """
+    try:
+        unquote_to_bytes(request.query_string).decode()
+    except UnicodeDecodeError:
+        raise Malformed("The query is not UTF-8") from None
     lists = {field.alias or name for name, field in model.model_fields.items() if _is_list(field.annotation)}
     given: dict[str, Any] = {}
     wrong: dict[str, str] = {}
@@ -73,6 +87,8 @@ def _is_list(annotation: Any) -> bool:
 
 
 def _parse(data: bytes) -> dict[str, Any]:
+    if data.startswith(BOM_UTF8):
+        raise Malformed("The body begins with a byte order mark: leave it out")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -35,7 +35,7 @@ STATUSES: dict[type[KytecronError], int] = {
 HTTP_ERRORS = {
     400: ("malformed", "The request is malformed"),
     401: ("unauthorized", "A valid API token is needed: Authorization: Bearer <token>"),
-    404: ("not_found", "There is no such address"),
+    404: ("not_found", "There is no such address; those that there are stand at /api/v1/docs"),
     405: ("method_not_allowed", "This address does not take that method; see the Allow header"),
     413: ("too_large", "A request may carry at most 4 MB"),
     415: ("unsupported_media_type", "Send the body as JSON, with Content-Type: application/json"),
@@ -52,7 +52,7 @@ class Unauthorized(Exception):
 
 
 class UnsupportedMediaType(Exception):
-    """The body is not declared as JSON."""
+    """The body is not declared as JSON, or is packed; the message says what to send."""
 
 
 def register(blueprint: Blueprint, prefix: str) -> None:
@@ -87,7 +87,7 @@ def answer(error: Exception) -> Response:
         case Unauthorized():
             return shape(401, *HTTP_ERRORS[401], headers={"WWW-Authenticate": str(error)})
         case UnsupportedMediaType():
-            return shape(415, *HTTP_ERRORS[415])
+            return shape(415, HTTP_ERRORS[415][0], str(error))
         case HTTPException():
             return _http(error)
         case CommitUnknown():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from functools import cache
 from typing import Any
@@ -39,7 +40,10 @@ PROBLEMS = {
     429: "Too many requests; see the Retry-After header",
 }
 
-LINKED = {"JobDetail": ("job_id", "/id"), "ExecutionDetail": ("execution_id", "/id")}
+LINKED = {
+    "JobDetail": {"job_id": "/id", "version": "/current_version"},
+    "ExecutionDetail": {"execution_id": "/id"},
+}
 """By which field of an answer one goes on to which parameter of other operations."""
 
 
@@ -174,14 +178,16 @@ def _good_response(one: Route, references: dict[Any, Any]) -> dict[str, Any]:
 
 def _links(one: Route) -> dict[str, Any]:
     """Where to go on from something that was just made."""
-    found = LINKED.get(one.result.__name__)
-    if found is None or one.method != "POST":
+    found = LINKED.get(one.result.__name__, {})
+    if one.method != "POST":
         return {}
-    parameter, pointer = found
     return {
-        other.name: {"operationId": other.name, "parameters": {parameter: f"$response.body#{pointer}"}}
+        other.name: {
+            "operationId": other.name,
+            "parameters": {name: f"$response.body#{found[name]}" for name in other.numbers},
+        }
         for other in ROUTES
-        if other.numbers == (parameter,)
+        if other.numbers and found.keys() >= set(other.numbers)
     }
 
 
@@ -231,9 +237,17 @@ def _fields(schema: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def words(schema: dict[str, Any]) -> str:
-    """A schema's type for people: `integer 1..200`, `list of Job`, `string or null`."""
+    """A schema's type for people: `integer 1..200, default 50`, `list of Job`, `string or null`."""
+    kind, default = _kind(schema), schema.get("default")
+    return kind if default in (None, "", [], {}) else f"{kind}, default {json.dumps(default)}"
+
+
+def _kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
-        return str(schema["$ref"]).removeprefix(REF)
+        name = str(schema["$ref"]).removeprefix(REF)
+        # The words to choose from have no panel of their own.
+        choices = document()["components"]["schemas"][name].get("enum")
+        return ", ".join(choices) if choices else name
     if "anyOf" in schema:
         return " or ".join(words(part) for part in schema["anyOf"])
     if "enum" in schema:
@@ -246,7 +260,10 @@ def words(schema: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None and high < LARGEST:
         return f"{kind} {low}..{high}"
-    return str(kind)
+    if low is not None:
+        return f"{kind} from {low}"
+    longest = schema.get("maxLength")
+    return f"{kind}, at most {longest} characters" if longest else str(kind)
 
 
 def prose(text: str) -> Markup:

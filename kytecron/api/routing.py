@@ -32,7 +32,9 @@ from ..store.models import db
 from . import errors
 from .bodies import LARGEST, read_body, read_query
 
-PREFIX = "/api/v1"
+ROOT = "/api"
+"""Whoever asks for something below here is a program, whatever it takes for the version."""
+PREFIX = f"{ROOT}/v1"
 PUBLIC = "public"
 """The role that the API's description needs: none."""
 
@@ -164,7 +166,7 @@ def add_to(blueprint: Blueprint) -> None:
 
 def _answering(declared: Route) -> Callable[..., Response]:
     def answer(**numbers: int) -> Response:
-        call = _call(declared.role)
+        call = caller(declared.role)
         if any(number > LARGEST for number in numbers.values()):
             raise NotFound("Nothing has an id of more than 64 bits")
         arguments: dict[str, Any] = dict(numbers)
@@ -183,8 +185,8 @@ class Nothing(BaseModel, extra="forbid"):
     """The query of a route that takes none."""
 
 
-def _call(role: str) -> Call:
-    """Who calls, if they may. Raises Unauthorized and Forbidden."""
+def caller(role: str) -> Call:
+    """Who calls, if they have `role`. Raises Unauthorized and Forbidden."""
     session = db.session()
     settings: Settings = current_app.extensions["kytecron.settings"]
     ip = request.remote_addr or ""

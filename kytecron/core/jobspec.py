@@ -262,9 +262,29 @@ def field_messages(error: ValidationError) -> dict[str, str]:
     messages: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=True):
         # The path ends in list indexes or union members; people need the field.
-        name = str(item["loc"][0]) if item["loc"] else "body"
+        name = str(item["loc"][0])[:100] if item["loc"] else "body"
         messages.setdefault(name, _message(name, item))
     return messages
+
+
+MUST_BE = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "int_from_float": "a whole number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "datetime_type": "a time such as 2026-03-01T12:00:00Z",
+    "string_too_long": "at most {max_length} characters long",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+"""What to write instead, by pydantic's kind of error."""
 
 
 def _message(name: str, item: ErrorDetails) -> str:
@@ -274,7 +294,7 @@ def _message(name: str, item: ErrorDetails) -> str:
         return f"{name} is required"
     if kind == "extra_forbidden":
         return f"{name} is not a known field"
-    if kind == "literal_error":
+    if kind in ("literal_error", "enum"):
         return f"Invalid {name}. Must be one of: " + str(context.get("expected", "")).replace(
             "'", ""
         ).replace(" or ", ", ")
@@ -282,4 +302,8 @@ def _message(name: str, item: ErrorDetails) -> str:
         return f"{name}: {context.get('error', item['msg'])}"
     if kind == "string_too_short":
         return f"{name} must not be empty"
+    if kind == "string_unicode":
+        return f"{name} holds half a character, which cannot be stored"
+    if kind in MUST_BE:
+        return f"{name} must be {MUST_BE[kind].format(**context)}"
     return f"{name}: {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from ..core.states import Claim, Status
 from . import db
 from .models import (
+    ENABLED,
     CronJob,
     CronJobDependency,
     CronJobExecution,
@@ -66,7 +67,7 @@ def lock_due_jobs(session: Session, now: datetime, limit: int) -> Sequence[Row]:
     """Lock and return enabled jobs whose next slot is due, oldest first; rows another worker holds are passed over."""
     query = (
         sa.select(JOB)
-        .where(JOB.c.enabled.is_(True), JOB.c.next_run_time <= now)
+        .where(ENABLED, JOB.c.next_run_time <= now)
         .order_by(JOB.c.next_run_time)
         .limit(limit)
         # Without SKIP LOCKED a second worker waits here for the first one's short transaction: slower, never wrong.
@@ -108,7 +109,7 @@ def move_next_run_times(session: Session, now: datetime, next_times: Mapping[int
     return _count(
         session,
         sa.update(JOB)
-        .where(JOB.c.id.in_(list(next_times)), JOB.c.enabled.is_(True), JOB.c.next_run_time <= now)
+        .where(JOB.c.id.in_(list(next_times)), ENABLED, JOB.c.next_run_time <= now)
         .values(next_run_time=value),
     )
 
@@ -157,7 +158,7 @@ def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:
     """Lock enabled jobs whose next slot nobody has computed yet, such as rows inserted by hand."""
     query = (
         sa.select(JOB)
-        .where(JOB.c.enabled.is_(True), JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
+        .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
         .limit(limit)
         .with_for_update(skip_locked=db.supports_skip_locked(session))
     )
@@ -605,10 +606,7 @@ _NEXT_INSTANTS = sa.select(
     .where(RUN.c.status == Status.PENDING)
     .scalar_subquery()
     .label("run"),
-    sa.select(sa.func.min(JOB.c.next_run_time))
-    .where(JOB.c.enabled.is_(True))
-    .scalar_subquery()
-    .label("slot"),
+    sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED).scalar_subquery().label("slot"),
 )
 
 
@@ -637,9 +635,7 @@ def irregularities(session: Session, now: datetime) -> Irregularities:
         .group_by(RUN.c.locked_by)
     ).all()
     held = sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None))
-    unplanned = sa.exists().where(
-        JOB.c.enabled.is_(True), JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual"
-    )
+    unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
     found = session.execute(sa.select(held.label("held"), unplanned.label("unplanned"))).one()
     return Irregularities(
         expired=any(row.until is not None and row.until < now for row in running),

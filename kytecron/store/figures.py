@@ -16,11 +16,20 @@ from sqlalchemy.orm import Session
 
 from ..core.states import Status
 from ..core.statistics import merge, percentile, success_rate
-from .models import CronJob, CronJobDailyStat, CronJobExecution, CronWorkerRecord
+from .models import (
+    ENABLED,
+    NOT_ENABLED,
+    CronJob,
+    CronJobDailyStat,
+    CronJobExecution,
+    CronOutbox,
+    CronWorkerRecord,
+)
 
 JOB: Any = CronJob.__table__
 RUN: Any = CronJobExecution.__table__
 STAT: Any = CronJobDailyStat.__table__
+MESSAGE: Any = CronOutbox.__table__
 
 ENDINGS = ("completed", "failed", "timeout", "lost", "cancelled", "skipped")
 
@@ -152,18 +161,11 @@ def counters(session: Session, now: datetime) -> Counters:
     jobs = session.execute(
         sa.select(
             sa.func.count().label("jobs"),
-            _number_of(JOB.c.enabled.is_(True)).label("enabled"),
+            _number_of(ENABLED).label("enabled"),
             _number_of(JOB.c.in_dead_letter_queue.is_(True)).label("dead"),
         ).where(JOB.c.deleted_id == 0)
     ).one()
-    active = session.execute(
-        sa.select(
-            _number_of(RUN.c.status == Status.RUNNING).label("running"),
-            _number_of(RUN.c.status == Status.PENDING).label("pending"),
-            _number_of(sa.and_(RUN.c.status == Status.PENDING, RUN.c.due_time < minute_ago)).label("overdue"),
-            _number_of(sa.and_(RUN.c.status == Status.RUNNING, RUN.c.locked_until < now)).label("stale"),
-        ).where(RUN.c.status.in_([Status.PENDING, Status.RUNNING]))
-    ).one()
+    pending = _pending(session, pending=sa.true(), overdue=RUN.c.due_time < minute_ago)
     alive = session.scalar(
         sa.select(sa.func.count()).where(
             CronWorkerRecord.last_seen_at >= minute_ago, CronWorkerRecord.stopped_at.is_(None)
@@ -174,10 +176,8 @@ def counters(session: Session, now: datetime) -> Counters:
         enabled=int(jobs.enabled),
         disabled=jobs.jobs - int(jobs.enabled) - int(jobs.dead),
         dead=int(jobs.dead),
-        running=int(active.running),
-        pending=int(active.pending),
-        overdue=int(active.overdue),
-        stale_locks=int(active.stale),
+        **pending,
+        **_running(session, now),
         workers=alive or 0,
         today=global_statistics(session, 1, now.date()).total,
     )
@@ -186,11 +186,131 @@ def counters(session: Session, now: datetime) -> Counters:
 def dead_letters(session: Session) -> int:
     """How many jobs wait in the dead letter queue; every page says so."""
     waiting = sa.select(sa.func.count()).where(
-        JOB.c.enabled.is_(False),  # as they all are: the index on it leaves few rows to look at
+        NOT_ENABLED,  # as they all are: the index on it leaves few rows to look at
         JOB.c.in_dead_letter_queue.is_(True),
         JOB.c.deleted_id == 0,
     )
     return session.scalar(waiting) or 0
+
+
+# -- for monitoring ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """What somebody is woken up for, at one moment. Ages are in seconds, 0 where nothing is late."""
+
+    enabled: int
+    disabled: int
+    dead: int
+    failing: int
+    """Enabled jobs whose last runs ended without success."""
+    completed: int
+    """Runs since the beginning, as are the next two. Jobs that are deleted keep theirs, so these only grow."""
+    failed: int
+    """Lost ones included."""
+    timeout: int
+    duration_ms: int
+    """What all these took together."""
+    running: int
+    stale_locks: int
+    due: int
+    """Pending runs that may start now."""
+    later: int
+    """Pending runs whose time has not come: retries, mostly."""
+    held: int
+    """Pending runs that wait for other runs."""
+    oldest_due: float
+    """Age of the run that has waited longest since it might start."""
+    oldest_slot: float
+    """Age of the oldest slot that no worker has made a run of yet."""
+    messages_waiting: int
+    messages_dead: int
+    """Messages that were given up, as long as the outbox keeps them."""
+    oldest_message: float
+    """Age of the message that has waited longest since it was due."""
+
+
+def vitals(session: Session, now: datetime) -> Vitals:
+    """How things stand, from indexes, the jobs' rows and the rows of what runs."""
+    return Vitals(**_job_vitals(session, now), **_run_vitals(session, now), **_message_vitals(session, now))
+
+
+def _job_vitals(session: Session, now: datetime) -> dict[str, Any]:
+    alive, dead = JOB.c.deleted_id == 0, JOB.c.in_dead_letter_queue.is_(True)
+    jobs = session.execute(
+        sa.select(
+            _number_of(sa.and_(alive, ENABLED)).label("enabled"),
+            _number_of(sa.and_(alive, NOT_ENABLED, sa.not_(dead))).label("disabled"),
+            _number_of(sa.and_(alive, dead)).label("dead"),
+            _number_of(sa.and_(alive, ENABLED, JOB.c.consecutive_failures > 0)).label("failing"),
+            *(
+                sa.func.coalesce(sa.func.sum(column), 0).label(name)
+                for name, column in (
+                    ("completed", JOB.c.runs_completed),
+                    ("failed", JOB.c.runs_failed),
+                    ("timeout", JOB.c.runs_timeout),
+                    ("duration_ms", JOB.c.duration_total_ms),
+                )
+            ),
+        )
+    ).one()
+    # On the index over due slots; deleted jobs are disabled ones.
+    slot = session.scalar(sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED))
+    return {**_whole_numbers(jobs), "oldest_slot": _age(slot, now)}
+
+
+def _run_vitals(session: Session, now: datetime) -> dict[str, Any]:
+    waiting = _pending(
+        session,
+        due=RUN.c.due_time <= now,
+        later=RUN.c.due_time > now,
+        held=RUN.c.due_time.is_(None),
+    )
+    oldest = session.scalar(sa.select(sa.func.min(RUN.c.due_time)).where(RUN.c.status == Status.PENDING))
+    return {**waiting, **_running(session, now), "oldest_due": _age(oldest, now)}
+
+
+def _message_vitals(session: Session, now: datetime) -> dict[str, Any]:
+    rows = session.execute(
+        sa.select(
+            MESSAGE.c.status, sa.func.count().label("number"), sa.func.min(MESSAGE.c.due_time).label("due")
+        )
+        .where(MESSAGE.c.status.in_(("pending", "sending", "dead")))
+        .group_by(MESSAGE.c.status)
+    ).all()
+    found = {row.status: row for row in rows}
+    waiting = [found[status] for status in ("pending", "sending") if status in found]
+    return {
+        "messages_waiting": sum(row.number for row in waiting),
+        "messages_dead": found["dead"].number if "dead" in found else 0,
+        "oldest_message": max((_age(row.due, now) for row in waiting), default=0.0),
+    }
+
+
+def _pending(session: Session, **conditions: Any) -> dict[str, int]:
+    """How many pending runs meet each condition on `due_time`: an index alone tells."""
+    numbers = [_number_of(condition).label(name) for name, condition in conditions.items()]
+    return _whole_numbers(session.execute(sa.select(*numbers).where(RUN.c.status == Status.PENDING)).one())
+
+
+def _running(session: Session, now: datetime) -> dict[str, int]:
+    """How many runs there are now, and how many of them under a lease that has ended."""
+    stale = _number_of(RUN.c.locked_until < now).label("stale_locks")
+    return _whole_numbers(
+        session.execute(
+            sa.select(sa.func.count().label("running"), stale).where(RUN.c.status == Status.RUNNING)
+        ).one()
+    )
+
+
+def _age(instant: datetime | None, now: datetime) -> float:
+    return max(0.0, (now - instant).total_seconds()) if instant else 0.0
+
+
+def _whole_numbers(row: Any) -> dict[str, int]:
+    # MariaDB sums integers to decimals.
+    return {name: int(value) for name, value in row._mapping.items()}
 
 
 def _number_of(condition: Any) -> Any:

@@ -179,6 +179,11 @@ class CronJob(Base):
     )
 
 
+ENABLED: Any = CronJob.__table__.c.enabled == sa.true()
+"""Conditions on jobs. Not `enabled.is_(True)`: for IS TRUE, MariaDB looks into no index."""
+NOT_ENABLED: Any = CronJob.__table__.c.enabled == sa.false()
+
+
 class CronJobDependency(Base):
     """An edge of the graph: `cron_job` depends on `parent`."""
 

@@ -20,6 +20,8 @@ from ..core.errors import Invalid, NotFound
 from ..core.states import FINAL, UNSUCCESSFUL, Status
 from .keyset import Key, Order, Page
 from .models import (
+    ENABLED,
+    NOT_ENABLED,
     CronAudit,
     CronJob,
     CronJobDependency,
@@ -62,8 +64,8 @@ JOB_SORTS = {
 """How jobs can be sorted; a job without the time sorted by comes last either way."""
 
 JOB_STATUSES = {
-    "enabled": JOB.c.enabled.is_(True),
-    "disabled": sa.and_(JOB.c.enabled.is_(False), JOB.c.in_dead_letter_queue.is_(False)),
+    "enabled": ENABLED,
+    "disabled": sa.and_(NOT_ENABLED, JOB.c.in_dead_letter_queue.is_(False)),
     "dead": JOB.c.in_dead_letter_queue.is_(True),
 }
 NEVER_RAN = "never"

@@ -107,3 +107,19 @@ def test_the_page_made_of_the_document_shows_every_operation_and_loads_nothing_f
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', answer.text)
     assert "<style" not in answer.text
     assert 'style="' not in answer.text
+
+
+def test_the_page_tells_choices_limits_and_defaults(app: Flask) -> None:
+    def panel(name: str) -> str:
+        return (
+            app.test_client().get("/api/v1/docs").text.partition(f'id="{name}"')[2].partition("</section>")[0]
+        )
+
+    assert "list of pending, running, completed, failed, timeout, lost, cancelled, skipped" in panel(
+        "list_executions"
+    )
+    assert "integer 1..200, default 50" in panel("list_executions")
+    assert "integer 0..100, default 3" in panel("create_job")
+    assert "string, at most 500 characters" in panel("trigger_job")
+    for said in ("POST", "/api/v1/jobs/{job_id}/trigger", "operator", "wait", "ExecutionDetail", "429"):
+        assert said in panel("trigger_job")

@@ -23,7 +23,17 @@ def production(sqlite_settings: Settings) -> Settings:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/sign-in", "/healthz", "/readyz", "/nothing", "/api/v1/jobs", "/api/v1/nothing", "/api/v1/docs"],
+    [
+        "/",
+        "/sign-in",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/nothing",
+        "/api/v1/jobs",
+        "/api/v1/nothing",
+        "/api/v1/docs",
+    ],
 )
 def test_every_answer_has_the_security_headers_and_is_not_kept(app: Flask, path: str) -> None:
     answer = app.test_client().get(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -49,9 +50,12 @@ def test_a_method_that_an_address_does_not_take(api: Caller, method: str) -> Non
 
 
 def test_pages_have_no_part_in_it(app: Flask) -> None:
-    assert app.test_client().get("/nothing").mimetype == "text/html"
-    assert app.test_client().get("/api").mimetype == "text/html"
-    assert app.test_client().get("/api/v10").mimetype == "text/html"
+    client = app.test_client()
+    for path in ("/nothing", "/apiary", "/api.html"):
+        assert client.get(path).mimetype == "text/html"
+    # Whoever mistakes the version is a program all the same.
+    for path in ("/api", "/api/", "/api/jobs", "/api/v10/jobs"):
+        assert "/api/v1/docs" in told(client.get(path), 404, "not_found")["message"]
 
 
 def test_ids_that_nothing_has(api: Caller) -> None:
@@ -112,6 +116,40 @@ def test_a_body_that_is_not_a_json_object(api: Caller, body: bytes) -> None:
 )
 def test_a_body_that_is_not_declared_as_json(api: Caller, kind: str) -> None:
     told(api("POST /jobs", data=b'{"name": "a"}', content_type=kind), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate", "br", "identity, gzip"])
+def test_a_body_that_is_packed(api: Caller, packing: str) -> None:
+    data = gzip.compress(b"{}") if "gzip" in packing else b"{}"
+    answer = api(
+        "POST /jobs", data=data, headers={"Content-Encoding": packing}, content_type="application/json"
+    )
+    assert "Content-Encoding" in told(answer, 415, "unsupported_media_type")["message"]
+
+
+@pytest.mark.parametrize("query", ["q=%ff", "%c3=1", "q=a&tag=%ed%a0%80"])
+def test_a_query_that_is_not_utf_8(api: Caller, query: str) -> None:
+    assert told(api(f"GET /jobs?{query}"), 400, "malformed")["message"] == "The query is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"timeout_seconds": "60"}, "timeout_seconds must be a whole number"),
+        ({"timeout_seconds": 1.5}, "timeout_seconds must be a whole number"),
+        ({"timeout_seconds": 0}, "timeout_seconds must be at least 1"),
+        ({"timeout_seconds": 10**9}, "timeout_seconds must be at most 604800"),
+        ({"enabled": "yes"}, "enabled must be true or false"),
+        ({"name": 5}, "name must be text"),
+        ({"name": "x" * 201}, "name must be at most 200 characters long"),
+        ({"code": "\ud800"}, "code holds half a character, which cannot be stored"),
+        ({"k" * 300: 1}, "k" * 100 + " is not a known field"),
+        ({"retry_strategy": "hope"}, "Invalid retry_strategy. Must be one of: exponential, fixed, immediate"),
+    ],
+)
+def test_it_is_said_what_to_write_instead(api: Caller, fields: dict[str, object], said: str) -> None:
+    answer = api("POST /jobs", json={"name": "a", "code": CODE, **fields})
+    assert list(told(answer, 422, "invalid")["fields"].values()) == [said]
 
 
 def test_a_body_that_is_too_large(api: Caller) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from kytecron.api.routing import PUBLIC, ROUTES
 from kytecron.services import accounts
 
 from .conftest import Caller
 
 HERE = Path(__file__).parent
 EXAMPLES = 10
+LINKS = 15
+"""That chains follow at least; there are more, and more are guessed."""
 
 
 @pytest.fixture
@@ -54,6 +58,12 @@ def test_schemathesis_finds_nothing(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert found.returncode == 0, found.stdout[-20_000:] + found.stderr
+    described = sum(one.role != PUBLIC for one in ROUTES)
+    assert f"Tested: {described}\n" in found.stdout
+    # Chains went from what was made to what can be done with it.
+    followed = re.search(r"API Links: +(\d+) covered", found.stdout)
+    assert followed
+    assert int(followed[1]) >= LINKS

@@ -104,7 +104,7 @@ def test_every_wrong_field_is_told_at_once_on_standard_error(cli: CommandLine):
         "jobs create --schedule-type daly --max-retries many --tags '/' --code -", text="x =", status=2
     )
     assert "Error: name is required" in said
-    assert "Error: max_retries: input should be a valid integer" in said
+    assert "Error: max_retries must be a whole number" in said
     assert "Error: Invalid schedule_type. Must be one of: cron, interval" in said
     assert "Error: tags: '/' is not a tag" in said
     assert "Error: code: line 1, column 4" in said

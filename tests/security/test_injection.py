@@ -89,7 +89,7 @@ def test_no_filter_of_the_api_is_sql(furnished: CronJob, api: FlaskClient, text:
     for path, names in API_LISTS.items():
         for name in names:
             answer = api.get(f"/api/v1{path}", query_string={name: text.encode("utf-8", "surrogatepass")})
-            assert answer.status_code in (200, 422), f"{path} {name}: {answer.text}"
+            assert answer.status_code in (200, 400, 422), f"{path} {name}: {answer.text}"
             if answer.status_code == 200:
                 assert answer.json["items"] == [], f"{path} {name} found something"
     assert api.get("/api/v1/jobs").json["items"][0]["name"] == "payroll"
