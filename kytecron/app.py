@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import api, cli, web
-from .config import ROOT, Settings
+from .config import ROOT, Settings, usable_directory
 from .store import db as database
 from .store import schema
 from .store.models import db
@@ -85,7 +85,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _connect_database(app: Flask, settings: Settings) -> None:
-    settings.instance_path.mkdir(parents=True, exist_ok=True)
+    usable_directory(settings.instance_path)
     db.init_app(app)
     with app.app_context():
         database.configure(db.engine)

@@ -7,6 +7,7 @@ and from a `.env` file beside `wsgi.py` second. `docs/settings.md` is made from 
 from __future__ import annotations
 
 import base64
+import difflib
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ MORE_THAN_NOTHING = (
     "retention_per_job",
     "retention_versions",
 )
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
 
@@ -132,6 +134,10 @@ class Settings:
 
     def _problems(self) -> dict[str, str]:
         wrong: dict[str, str] = {}
+        if self.log_format not in ("text", "json"):
+            wrong["KYTECRON_LOG_FORMAT"] = "KYTECRON_LOG_FORMAT must be text or json"
+        if self.log_level.upper() not in LOG_LEVELS:
+            wrong["KYTECRON_LOG_LEVEL"] = f"KYTECRON_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}"
         if self.environment not in ("development", "production"):
             wrong["KYTECRON_ENVIRONMENT"] = "KYTECRON_ENVIRONMENT must be development or production"
         for name in MORE_THAN_NOTHING:
@@ -190,6 +196,29 @@ class Settings:
         return [_kept_key(self.instance_path / "secrets-key", _new_fernet_key)]
 
 
+def unknown_variables() -> list[str]:
+    """A sentence for each KYTECRON_ variable that is no setting and therefore does nothing: most are misspelt."""
+    known = [f"KYTECRON_{item.name.upper()}" for item in fields(Settings)]
+    sentences = []
+    for name in sorted({*dotenv_values(ROOT / ".env"), *os.environ} - {*known}):
+        if name.startswith("KYTECRON_") and not name.startswith("KYTECRON_TEST_"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            sentences.append(f"{name} is no setting" + (f": {close[0]} is meant?" if close else ""))
+    return sentences
+
+
+def usable_directory(path: Path) -> Path:
+    """`path`, made if it is missing. Raises Invalid when it cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
+    except OSError as error:
+        problem = str(error.strerror)
+    if problem:
+        raise Invalid({"KYTECRON_INSTANCE_PATH": f"KYTECRON_INSTANCE_PATH={path} cannot be used: {problem}"})
+    return path
+
+
 def _is_weak(key: str) -> bool:
     """Whether a key can be guessed: too short, one of a few characters, or a sample, also written several times."""
     if len(key) < MIN_KEY_LENGTH or len(set(key)) < MIN_KEY_CHARACTERS:
@@ -232,7 +261,7 @@ def _kind(default: Any) -> str:
 def _kept_key(path: Path, make: Callable[[], str]) -> str:
     """The key in `path`, made on first use; processes that start at once all end with the same one."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        usable_directory(path.parent)
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         draft.touch(mode=0o600)
         draft.write_text(make())
