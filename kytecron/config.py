@@ -203,7 +203,7 @@ def unknown_variables() -> list[str]:
     for name in sorted({*dotenv_values(ROOT / ".env"), *os.environ} - {*known}):
         if name.startswith("KYTECRON_") and not name.startswith("KYTECRON_TEST_"):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            sentences.append(f"{name} is no setting" + (f": {close[0]} is meant?" if close else ""))
+            sentences.append(f"{name} is no setting" + (f"; perhaps {close[0]} is meant" if close else ""))
     return sentences
 
 
