@@ -6,6 +6,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 
 .PHONY: run test lint bench clean
+.DELETE_ON_ERROR:
 
 run: .venv/run.stamp
 	@exec $(BIN)/python -m kytecron.standalone --host $(HOST) --port $(PORT)
@@ -23,6 +24,7 @@ bench: .venv/test.stamp
 	@$(BIN)/python -m benchmarks
 
 .venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kytecron needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 
 .venv/run.stamp: requirements.txt | .venv/bin/python

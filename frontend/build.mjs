@@ -13,14 +13,16 @@ const here = dirname(fileURLToPath(import.meta.url));
 const modules = join(here, "node_modules");
 const out = join(here, "..", "kytecron", "static");
 const version = (name) => JSON.parse(readFileSync(join(modules, name, "package.json"), "utf8")).version;
+const sha256 = (content) => createHash("sha256").update(content).digest("hex");
+// Our own files that go into one: a test tells when they have changed since.
+const madeFrom = (...files) => Object.fromEntries(files.map((file) => [file, sha256(readFileSync(join(here, file)))]));
 const entries = [];
 
 function vendor(file, content, source, licence, licenceText) {
   writeFileSync(join(out, file), content);
   const licenceFile = `licences/${file}.txt`;
   writeFileSync(join(out, licenceFile), licenceText.trim() + "\n");
-  const sha256 = createHash("sha256").update(content).digest("hex");
-  entries.push({ file, ...source, licence, licence_file: licenceFile, sha256 });
+  entries.push({ file, ...source, licence, licence_file: licenceFile, sha256: sha256(content) });
 }
 
 mkdirSync(join(out, "licences"), { recursive: true });
@@ -35,7 +37,7 @@ const symbols = JSON.parse(readFileSync(join(here, "icons.json"), "utf8")).map((
   return `<symbol id="${name}" viewBox="0 0 24 24">${body}</symbol>`;
 });
 vendor("icons.svg", `<svg xmlns="http://www.w3.org/2000/svg">\n${symbols.join("\n")}\n</svg>\n`,
-  { name: "lucide-static", version: version("lucide-static") }, "ISC AND MIT",
+  { name: "lucide-static", version: version("lucide-static"), made_from: madeFrom("icons.json") }, "ISC AND MIT",
   readFileSync(join(modules, "lucide-static/LICENSE"), "utf8"));
 
 // The font: Latin-1, the upright face, the weights in use. Other scripts fall back to the system's font.
@@ -55,7 +57,7 @@ const { outputFiles, metafile } = await build({
 });
 const bundled = [...new Set(Object.keys(metafile.inputs).map((path) => path.match(/node_modules\/((?:@[^/]+\/)?[^/]+)/)?.[1]).filter(Boolean))].sort();
 vendor("editor.js", outputFiles[0].contents,
-  { name: "codemirror", version: version("codemirror"), packages: Object.fromEntries(bundled.map((name) => [name, version(name)])) }, "MIT",
+  { name: "codemirror", version: version("codemirror"), made_from: madeFrom("src/editor.js"), packages: Object.fromEntries(bundled.map((name) => [name, version(name)])) }, "MIT",
   bundled.map((name) => `${name} ${version(name)}\n\n${readFileSync(join(modules, name, "LICENSE"), "utf8").trim()}`).join("\n\n---\n\n"));
 
 writeFileSync(join(out, "vendored.json"), JSON.stringify(entries, null, 2) + "\n");

@@ -7,6 +7,7 @@ and from a `.env` file beside `wsgi.py` second. `docs/settings.md` is made from 
 from __future__ import annotations
 
 import base64
+import difflib
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ MORE_THAN_NOTHING = (
     "retention_per_job",
     "retention_versions",
 )
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
 
@@ -132,6 +134,10 @@ class Settings:
 
     def _problems(self) -> dict[str, str]:
         wrong: dict[str, str] = {}
+        if self.log_format not in ("text", "json"):
+            wrong["KYTECRON_LOG_FORMAT"] = "KYTECRON_LOG_FORMAT must be text or json"
+        if self.log_level.upper() not in LOG_LEVELS:
+            wrong["KYTECRON_LOG_LEVEL"] = f"KYTECRON_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}"
         if self.environment not in ("development", "production"):
             wrong["KYTECRON_ENVIRONMENT"] = "KYTECRON_ENVIRONMENT must be development or production"
         for name in MORE_THAN_NOTHING:
@@ -154,9 +160,20 @@ class Settings:
         return self.database_url or f"sqlite:///{self.instance_path / 'kytecron.db'}"
 
     def make_instance_directory(self) -> None:
-        """Make the instance directory where it is missing: for nobody but its owner, as it holds hashes and keys."""
-        self.instance_path.parent.mkdir(parents=True, exist_ok=True)
-        self.instance_path.mkdir(mode=0o700, exist_ok=True)
+        """Make the instance directory where it is missing: for nobody but its owner, as it holds hashes and keys.
+
+        Raises Invalid when it cannot be made or written to.
+        """
+        path = self.instance_path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
+            problem = "" if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            text = f"KYTECRON_INSTANCE_PATH={path} cannot be used: {problem}"
+            raise Invalid({"KYTECRON_INSTANCE_PATH": text})
 
     @property
     def tags(self) -> frozenset[str]:
@@ -203,13 +220,23 @@ class Settings:
             draft.touch(mode=0o600)
             draft.write_text(make())
             try:
-                os.link(
-                    draft, path
-                )  # fails where another process was first, and never shows a half-written key
+                # Fails where another process was first, and never shows a half-written key.
+                os.link(draft, path)
             except FileExistsError:
                 pass
             draft.unlink()
         return path.read_text()
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each KYTECRON_ variable that is no setting and therefore does nothing: most are misspelt."""
+    known = [f"KYTECRON_{item.name.upper()}" for item in fields(Settings)]
+    sentences = []
+    for name in sorted({*dotenv_values(ROOT / ".env"), *os.environ} - {*known}):
+        if name.startswith("KYTECRON_") and not name.startswith("KYTECRON_TEST_"):
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            sentences.append(f"{name} is no setting" + (f"; perhaps {close[0]} is meant" if close else ""))
+    return sentences
 
 
 def _is_weak(key: str) -> bool:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
+from contextlib import closing
 from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from .config import ROOT, Settings
-from .core.errors import Invalid
+from .core.errors import Invalid, KytecronError
 from .examples import EXAMPLES
 from .services import accounts
 from .services.audit import Actor
@@ -27,38 +30,76 @@ from .services.jobs import CronJobManager
 from .store import db, schema
 from .store.models import CronJob
 
-START_SECONDS = 30
-STOP_SECONDS = 45
+START_SECONDS = 60
+WEB_GRACE_SECONDS = 5
+SAME_SIGNAL_SECONDS = 0.5
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until Ctrl-C. Exit status 0 after a clean stop, 1 when a part ended by itself, 2 for bad settings."""
-    parser = argparse.ArgumentParser(description="Run kytecron's web pages and a worker on this machine.")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
-    options = parser.parse_args(arguments)
+    """Run until Ctrl-C. Exit status 0 after a clean stop, 1 when a part does not start or ends, 2 for bad settings."""
+    options = _parser().parse_args(arguments)
     try:
         settings = Settings.load()
         settings.require_secret_key()
+        listener = _listen(options.host, options.port)
+        link = _prepare(settings)
     except Invalid as error:
         print("\n".join(error.fields.values()), file=sys.stderr)
         return 2
-    link = _prepare(settings)
-    address = f"http://{'localhost' if options.host == '127.0.0.1' else options.host}:{options.port}"
-    # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them once.
-    web = subprocess.Popen(_web_command(options.host, options.port), cwd=ROOT, process_group=0)
+    except KytecronError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+    except SQLAlchemyError as error:
+        print(f"The database does not answer: {db.cause(error)}", file=sys.stderr)
+        return 1
+    asked: list[float] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last comes when a terminal is closed
+        signal.signal(number, lambda *_: asked.append(time.monotonic()))
+    # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them.
+    web = subprocess.Popen(_web_command(listener), cwd=ROOT, process_group=0, pass_fds=(listener.fileno(),))
     worker = subprocess.Popen([sys.executable, str(ROOT / "worker.py")], cwd=ROOT, process_group=0)
+    listener.close()
     try:
-        if not _answers(web, options.port):
-            print(
-                f"The web pages did not start. Is port {options.port} taken? Try: make run PORT=8123",
-                file=sys.stderr,
-            )
-            return 1
-        _say_welcome(address, link)
-        return _watch([web, worker])
+        if not _answers(web, asked, options.host, options.port):
+            if not asked:
+                print("The web pages did not start; see above.", file=sys.stderr)
+            return 0 if asked else 1
+        _say_welcome(_address(options.host, options.port), link)
+        return _watch([web, worker], asked)
     finally:
-        _stop([web, worker])
+        # The worker may need both: its runs have the first, a database that is away the second.
+        _stop([web, worker], asked, settings.grace_seconds + settings.lease_seconds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="make run", description="Run kytecron's web pages and a worker on this machine."
+    )
+    parser.add_argument("--port", type=_port, default=8000)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text} is no port: write a number from 1 to 65535")
+    return int(text)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket that gunicorn inherits: who has it has the port, before anything else is started.
+
+    Raises Invalid when the address cannot be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+        raise Invalid(
+            {"port": f"Cannot listen on {host} port {port}: {reason}. Another port: make run PORT=8123"}
+        ) from None
 
 
 def _prepare(settings: Settings) -> str | None:
@@ -79,30 +120,43 @@ def _create_examples(session: Session) -> None:
         manager.create_job(**fields)
 
 
-def _web_command(host: str, port: int) -> list[str]:
+def _web_command(listener: socket.socket) -> list[str]:
     return [
         sys.executable,
         "-m",
         "gunicorn",
-        f"--bind={host}:{port}",
+        f"--bind=fd://{listener.fileno()}",
         "--workers=2",
         # A page that follows a log holds a thread, not a worker.
         "--worker-class=gthread",
         "--threads=8",
+        f"--graceful-timeout={WEB_GRACE_SECONDS}",
+        "--no-control-socket",  # it would lie in the home directory, one for all
         "--log-level=warning",
         "wsgi:app",
     ]
 
 
-def _answers(web: subprocess.Popen[bytes], port: int) -> bool:
+def _answers(web: subprocess.Popen[bytes], asked: list[float], host: str, port: int) -> bool:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and web.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
-                return bool(answer.status == HTTPStatus.OK)
-        except OSError:
-            time.sleep(0.1)
+    here = EVERYWHERE.get(host, host)
+    while time.monotonic() < deadline and web.poll() is None and not asked:
+        # Not urllib: it would ask the proxy that the environment names.
+        with closing(HTTPConnection(here, port, timeout=5)) as connection:
+            try:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == HTTPStatus.OK:
+                    return True
+            except (OSError, HTTPException):
+                pass
+        time.sleep(0.1)
     return False
+
+
+def _address(host: str, port: int) -> str:
+    if host in {*EVERYWHERE, "127.0.0.1"}:
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _say_welcome(address: str, link: str | None) -> None:
@@ -114,12 +168,9 @@ def _say_welcome(address: str, link: str | None) -> None:
     print("\n" + "\n".join(lines) + "\nCtrl-C stops it.\n", flush=True)
 
 
-def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
+def _watch(processes: list[subprocess.Popen[bytes]], asked: list[float]) -> int:
     """Wait for Ctrl-C, or for a part that ends by itself."""
-    stopped: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.append(1))
-    while not stopped:
+    while not asked:
         if any(process.poll() is not None for process in processes):
             print("A part of kytecron ended by itself; see above.", file=sys.stderr)
             return 1
@@ -127,17 +178,27 @@ def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
     return 0
 
 
-def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End both parts; the worker lets running jobs finish within its grace. A second Ctrl-C ends the wait."""
+def _stop(processes: list[subprocess.Popen[bytes]], asked: list[float], seconds: float) -> None:
+    """End both parts; the worker lets running jobs finish within its grace. A second Ctrl-C ends them at once."""
+    began = time.monotonic()
+    told = 0
+    _terminate(processes)
+    while any(process.poll() is None for process in processes) and time.monotonic() < began + seconds:
+        # make passes a SIGTERM on that this process may have had already: that is no second one.
+        again = sum(moment > began + SAME_SIGNAL_SECONDS for moment in asked)
+        if again > told:
+            told = again
+            _terminate(processes)
+        time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+
+
+def _terminate(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    try:
-        for process in processes:
-            process.wait(STOP_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        for process in processes:
-            process.kill()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -214,6 +215,23 @@ def test_importing_kytecron_loads_neither_flask_nor_the_database():
     assert not {"flask", "flask_sqlalchemy", "sqlalchemy", "pydantic", "cryptography"} & {
         *loaded.stdout.split()
     }
+
+
+# Pages, API and commands have a module per area, which the map need not list one by one.
+LISTED_AS_A_WHOLE = {"kytecron.web", "kytecron.api", "kytecron.cli"}
+
+
+def test_every_module_stands_on_the_map_and_nothing_else_does():
+    the_map = (ROOT / "docs" / "architecture.md").read_text().split("## The house")[1].split("\n**Layers")[0]
+    named = set(re.findall(r"\b\w+\.py\b", the_map))
+    present = {path.name for path in MODULES.values() if path.name != "__init__.py"}
+    listed = {
+        path.name
+        for name, path in MODULES.items()
+        if name not in PACKAGES and not within(name, LISTED_AS_A_WHOLE)
+    }
+    assert listed - named == set()
+    assert named - present == set()
 
 
 # --- the reader itself

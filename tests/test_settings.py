@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kytecron.config import ROOT, Settings
+from kytecron.config import ROOT, Settings, unknown_variables
 from kytecron.core.errors import Invalid
 
 DOCUMENT = ROOT / "docs" / "settings.md"
@@ -64,3 +64,23 @@ def test_development_makes_one_key_and_keeps_it_from_others(tmp_path: Path) -> N
     assert len(key) == 64
     assert settings.require_secret_key() == key
     assert (tmp_path / "secret-key").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "LOUD")])
+def test_a_log_setting_that_is_none_of_the_choices_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"KYTECRON_{name}", value)
+    with pytest.raises(Invalid, match=f"KYTECRON_{name} must be "):
+        Settings.load()
+
+
+def test_a_misspelt_variable_is_told_with_the_setting_that_comes_closest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("KYTECRON_CONCURENCY", "3")
+    monkeypatch.setenv("KYTECRON_COLOUR", "red")
+    assert unknown_variables() == [
+        "KYTECRON_COLOUR is no setting",
+        "KYTECRON_CONCURENCY is no setting; perhaps KYTECRON_CONCURRENCY is meant",
+    ]

@@ -31,6 +31,7 @@ from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
 from ..services.audit import Actor
 from ..store import schema
+from ..store.db import cause
 from ..store.keyset import Page
 from ..store.models import db
 from ..store.queries import LARGEST_ID, MAX_LIMIT
@@ -120,8 +121,7 @@ def _database_problem(error: SQLAlchemyError) -> str:
         behind = schema.behind(db.engine)
     except SQLAlchemyError:
         behind = None
-    cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-    return behind or f"The database does not answer: {safe(cause)}"
+    return behind or f"The database does not answer: {safe(cause(error))}"
 
 
 # -- printing ------------------------------------------------------------------------------------------------

@@ -136,6 +136,15 @@ def prepare() -> None:
     gc.freeze()  # a collection in a child must not touch, and so copy, every page
 
 
+def enter(directory: str) -> None:
+    """Work in `directory`. All runs share it, and one of them may have removed it: then it is made again."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+        os.chdir(directory)
+    except OSError:
+        pass  # most jobs need none
+
+
 class ForkServer:
     """The loop: orders in, signals and forks out, ends reported."""
 
@@ -143,6 +152,7 @@ class ForkServer:
         self._worker = worker
         self._worker.setblocking(False)
         self._pid = os.getpid()
+        self._directory = os.getcwd()
         self._children = f"/proc/{self._pid}/task/{self._pid}/children"
         self._unread = b""
         self._fds: deque[int] = deque()
@@ -262,6 +272,7 @@ class ForkServer:
             os.dup2(control, self._control_fd, inheritable=False)
             os.closerange(3, self._control_fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, self._files_of_runs)
+            enter(self._directory)
             child.main(self._control_fd)
         except BaseException:
             sys.excepthook(*sys.exc_info())

@@ -11,7 +11,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..config import Settings
+from ..config import Settings, unknown_variables
 from ..core.errors import Invalid
 from ..logs import configure_logging
 from ..store import db, schema
@@ -35,17 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         settings = Settings.load({name: value for name, value in given.items() if value is not None})
+        configure_logging(settings)
+        for sentence in unknown_variables():
+            log.warning("%s", sentence)
+        # Of all that this process knows, its jobs, which run as the same user, are to know nothing.
+        hide_memory(True)
+        if problem := _wait_for_schema(settings):
+            print(problem, file=sys.stderr)
+            return 2
+        worker = CronWorker(settings, drain=options.drain)
     except Invalid as error:
         print("\n".join(error.fields.values()), file=sys.stderr)
         return 2
-    configure_logging(settings)
-    hide_memory(
-        True
-    )  # of all that this process knows, its jobs, which run as the same user, are to know nothing
-    if problem := _wait_for_schema(settings):
-        print(problem, file=sys.stderr)
-        return 2
-    worker = CronWorker(settings, drain=options.drain)
     worker.run()
     print(json.dumps(worker.statistics.as_dict()), flush=True)
     return 0
@@ -77,8 +78,8 @@ def _wait_for_schema(settings: Settings) -> str | None:
                 return schema.behind(engine)
             except SQLAlchemyError as error:
                 if time.monotonic() > deadline:
-                    return f"The database cannot be reached: {error}"
-                log.warning("waiting for the database: %s", error)
+                    return f"The database cannot be reached: {db.cause(error)}"
+                log.warning("waiting for the database: %s", db.cause(error))
                 time.sleep(1)
     finally:
         engine.dispose()

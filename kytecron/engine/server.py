@@ -60,6 +60,7 @@ class Server:
         self.socket.settimeout(ORDER_SECONDS)
         self._unread = b""
         self._started = boot_time()
+        directory.mkdir(parents=True, exist_ok=True)  # a run may have removed it
         with theirs, _held_back():
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", BOOT, ROOT, str(theirs.fileno()), name],

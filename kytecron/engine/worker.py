@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..core.errors import KytecronError, NotFound, Unreadable
-from ..core.states import Outcome, Status
+from ..core.states import UNSUCCESSFUL, Outcome, Status
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
 from ..store import db
@@ -307,6 +307,8 @@ class CronWorker:
                 held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
                 continue
             self.statistics.ended(outcome.status)
+            if outcome.status in UNSUCCESSFUL:
+                _tell(held.run, outcome)
             self._runs.pop(held.run.claim.execution_id, None)
             self._ended.remove(ending)
 
@@ -643,11 +645,11 @@ class CronWorker:
         if _is_outage(error):
             if self._outage_since is None:
                 self._outage_since = time.monotonic()
-                log.warning("the database is not available (%s): %s", what, _first_line(error))
+                log.warning("the database is not available (%s): %s", what, db.cause(error))
         elif db.is_row_conflict(error):
-            log.warning("%s has to wait: %s", what, _first_line(error))
+            log.warning("%s has to wait: %s", what, db.cause(error))
         else:
-            log.error("%s failed: %s", what, _first_line(error), exc_info=error)
+            log.error("%s failed: %s", what, db.cause(error), exc_info=error)
 
     def _probe(self) -> bool:
         """Whether the database is back, and takes writes: it may be read-only, full or locked."""
@@ -719,18 +721,15 @@ def _is_outage(error: Exception) -> bool:
     )
 
 
+def _tell(run: ClaimedRun, outcome: Outcome) -> None:
+    error = " ".join((outcome.error or "").split())[:300]
+    log.warning("execution %d of %r: %s: %s", run.claim.execution_id, run.job_name, outcome.status, error)
+
+
 def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
     """What is recorded instead of a result that the database refuses."""
-    problem = f"the result cannot be stored: {_first_line(error)}"
+    problem = f"the result cannot be stored: {db.cause(error)}"
     return Outcome(Status.FAILED, error=problem, exit_code=outcome.exit_code, duration_ms=outcome.duration_ms)
-
-
-def _first_line(error: Exception) -> str:
-    return (
-        str(getattr(error, "orig", None) or error).splitlines()[0][:300]
-        if str(error)
-        else type(error).__name__
-    )
 
 
 def _job_directory(settings: Settings) -> Path:

@@ -16,7 +16,8 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from ..config import Settings
+from ..config import Settings, unknown_variables
+from ..core.errors import Conflict
 from ..core.schedule import TZDATA_VERSION
 from ..store import db, figures, queries, schema
 from ..store.db import MYSQL_DIALECTS
@@ -50,8 +51,8 @@ def examine(engine: Engine, settings: Settings, actor: Actor, *, fix: bool = Fal
 
     What cannot be checked because something before it is broken is left out.
     """
-    found = [_database(engine)]
-    if found[0].verdict != "problem":
+    found = [*_variables(), _database(engine)]
+    if found[-1].verdict != "problem":
         found += _migrations(engine, fix)
     if all(one.verdict != "problem" for one in found):
         with db.make_sessions(engine)() as session:
@@ -82,6 +83,11 @@ def _checks(
 # -- the database --------------------------------------------------------------------------------------------
 
 
+def _variables() -> Iterator[Finding]:
+    for sentence in unknown_variables():
+        yield Finding("settings", "warning", sentence, "See docs/settings.md for all there are")
+
+
 def _database(engine: Engine) -> Finding:
     try:
         with engine.connect() as connection:
@@ -89,11 +95,10 @@ def _database(engine: Engine) -> Finding:
                 return _sqlite(connection)
             return _server(connection)
     except SQLAlchemyError as error:
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
         return Finding(
             "database",
             "problem",
-            f"{engine.url.render_as_string(hide_password=True)} does not answer: {cause}",
+            f"{engine.url.render_as_string(hide_password=True)} does not answer: {db.cause(error)}",
             "Check KYTECRON_DATABASE_URL, and whether the server runs and lets this machine in",
         )
 
@@ -143,12 +148,16 @@ def _migrations(engine: Engine, fix: bool) -> Iterator[Finding]:
     problem = schema.behind(engine)
     if problem is None:
         yield Finding("migrations", "ok", "The tables are those of this version")
-    elif fix:
-        schema.upgrade(engine)
-        yield Finding("migrations", "fixed", "The database was brought to the newest migration")
-    else:
-        detail, _, advice = problem.partition(". ")
-        yield Finding("migrations", "problem", detail, advice)
+        return
+    if fix:
+        try:
+            schema.upgrade(engine)
+            yield Finding("migrations", "fixed", "The database was brought to the newest migration")
+            return
+        except Conflict as error:
+            problem = error.message
+    detail, _, advice = problem.partition(". ")
+    yield Finding("migrations", "problem", detail, advice)
 
 
 # -- clocks and time zones -----------------------------------------------------------------------------------

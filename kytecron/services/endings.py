@@ -234,6 +234,7 @@ class _Tally:
 
     def _give_up(self, reason: str, now: datetime) -> None:
         self.dead_letter = reason
+        log.warning("job %s goes to the dead letter queue: %s", self.job.id, " ".join(reason.split()))
         self.values |= {
             "enabled": False,
             "disabled_reason": "in the dead letter queue",

@@ -13,10 +13,11 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from ..config import Settings
+from ..core.errors import Invalid
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ def engine_options(
     """Arguments for create_engine that suit the database behind `url`.
 
     A statement fails that gets no answer within `statement_seconds`; waiting for a lock ends earlier. After
-    `idle_seconds` of silence inside a transaction a MySQL or MariaDB server gives the client up.
+    `idle_seconds` of silence inside a transaction a MySQL or MariaDB server gives the client up. Raises Invalid
+    for a URL that is none or has no driver here.
     """
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": statement_seconds * 2 / 3, "check_same_thread": False}}
     options: dict[str, Any] = {
@@ -70,6 +72,20 @@ def engine_options(
             **_tls(parsed),
         }
     return options
+
+
+def _parsed(url: str | URL) -> URL:
+    try:
+        parsed = make_url(url)
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, ImportError) as error:
+        raise Invalid(
+            {
+                "KYTECRON_DATABASE_URL": f"KYTECRON_DATABASE_URL cannot be used: {error}. Write an SQLAlchemy URL "
+                "whose driver is installed, such as mysql+pymysql://user:password@host/database"
+            }
+        ) from None
+    return parsed
 
 
 def _idle_limit(seconds: float | None) -> str:
@@ -123,12 +139,21 @@ def make_engine(
     idle_seconds: float | None = None,
     **options: Any,
 ) -> Engine:
-    """An engine for `settings.url` (see `engine_options`); makes the directory of an SQLite file."""
-    url = make_url(settings.url)
+    """An engine for `settings.url` (see `engine_options`); makes the directory of an SQLite file.
+
+    Raises Invalid for a URL that is none, and for a directory that cannot be used.
+    """
+    url = _parsed(settings.url)
     if url.get_backend_name() == "sqlite" and url.database:
         settings.make_instance_directory()
     chosen = engine_options(url, statement_seconds, idle_seconds) | options
     return configure(sa.create_engine(url, **chosen))
+
+
+def cause(error: Exception) -> str:
+    """What the driver said, in one line: without the statement, its values and where to read more."""
+    text = str(getattr(error, "orig", None) or error)
+    return text.splitlines()[0][:300] if text else type(error).__name__
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:

@@ -61,8 +61,13 @@ def verdict(numbers: figures.Counters) -> Verdict:
     if numbers.overdue:
         return Verdict("bad", f"{_runs(numbers.overdue)} should have started more than a minute ago.")
     if numbers.dead:
-        verb = "job has" if numbers.dead == 1 else "jobs have"
-        return Verdict("warn", f"{numbers.dead} {verb} been given up and need a person.")
+        many = numbers.dead > 1
+        given_up = (
+            f"{numbers.dead} jobs have been given up and need"
+            if many
+            else "1 job has been given up and needs"
+        )
+        return Verdict("warn", f"{given_up} a person.")
     failed = numbers.today.failed + numbers.today.timeout + numbers.today.lost
     if failed:
         return Verdict("good", f"All jobs are on time. {_runs(failed)} failed today (UTC).")

@@ -185,3 +185,17 @@ def test_the_commands_run_on_a_server(start: Start, mariadb_settings: Settings, 
     assert ended(made)[0] == 0
     status, answer, _ = ended(start("doctor", "--json", settings=mariadb_settings))
     assert (status, json.loads(answer)["healthy"]) == (0, True)
+
+
+def test_a_wrong_setting_is_told_by_name_instead_of_a_traceback(start: Start):
+    wrong = {
+        "KYTECRON_CONCURRENCY": "many",
+        "KYTECRON_DATABASE_URL": "nonsense",
+        "KYTECRON_INSTANCE_PATH": "/proc/nothing",
+    }
+    runs = {name: start("jobs", "list", **{name: value}) for name, value in wrong.items()}
+    for name, process in runs.items():
+        status, out, error = ended(process)
+        assert (status, out) == (2, "")
+        assert error.startswith(f"Error: {name}")
+        assert error.count("\n") == 1

@@ -231,6 +231,14 @@ def test_a_job_runs_in_the_job_directory_in_a_session_of_its_own(runs: Runs) -> 
     assert runs.run(body).result == [str(runs.directory), True, 0o022, "", ["<job 12 v3>"]]
 
 
+def test_a_job_that_removes_the_job_directory_takes_it_from_no_later_run(runs: Runs) -> None:
+    remove = "import shutil; shutil.rmtree(os.getcwd())"
+    assert runs.run(remove).status is Status.COMPLETED
+    assert runs.run("open('mine', 'w'); return os.getcwd()").result == str(runs.directory)
+    runs.run(f"{remove}; os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
+    assert runs.run("return os.getcwd()").result == str(runs.directory)
+
+
 def test_each_run_has_its_own_random_numbers(runs: Runs) -> None:
     body = "import random, uuid\nreturn [random.random(), str(uuid.uuid4())]"
     first, second = runs.run(body).result, runs.run(body).result

@@ -53,6 +53,17 @@ def test_vendored_files_are_the_ones_their_list_names() -> None:
         assert (STATIC / entry["licence_file"]).read_text().strip()
 
 
+def test_vendored_files_were_built_from_the_sources_and_versions_that_stand_in_frontend() -> None:
+    frontend = PACKAGE.parent / "frontend"
+    locked = json.loads((frontend / "package-lock.json").read_text())["packages"]
+    for entry in json.loads((STATIC / "vendored.json").read_text()):
+        versions = {entry["name"]: entry["version"], **entry.get("packages", {})}
+        assert versions == {name: locked[f"node_modules/{name}"]["version"] for name in versions}
+        for source, digest in entry.get("made_from", {}).items():
+            same = hashlib.sha256((frontend / source).read_bytes()).hexdigest() == digest
+            assert same, f"{source} has changed: run npm ci && npm run build in frontend/"
+
+
 def test_every_static_file_is_ours_or_listed() -> None:
     listed = {entry["file"] for entry in json.loads((STATIC / "vendored.json").read_text())}
     present = {path.name for path in STATIC.iterdir() if path.is_file()}
