@@ -63,6 +63,12 @@ def sqlite_settings(tmp_path: Path, sqlite_template: Path) -> Settings:
 def mariadb_settings(tmp_path: Path, mariadb: MariaDB) -> Settings:
     """Settings for the emptied database of the private MariaDB."""
     settings = Settings(instance_path=tmp_path / "instance", database_url=mariadb.url)
+    empty(settings)
+    return settings
+
+
+def empty(settings: Settings) -> None:
+    """Remove every row of a MariaDB."""
     engine = db.make_engine(settings)
     with engine.begin() as connection:
         connection.exec_driver_sql("SET foreign_key_checks = 0")
@@ -70,7 +76,6 @@ def mariadb_settings(tmp_path: Path, mariadb: MariaDB) -> Settings:
         for table in Base.metadata.sorted_tables:
             connection.execute(table.delete())
     engine.dispose()
-    return settings
 
 
 @pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])

@@ -30,8 +30,9 @@ def free_port() -> int:
 class MariaDB:
     """One server process. `stop` is clean, `kill` is not; `start` brings either back with the data it had."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
+        self.options = options
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -62,6 +63,7 @@ class MariaDB:
                     # Tests kill the server process, never the machine: what the kernel holds is safe enough.
                     "--innodb-flush-log-at-trx-commit=2",
                     "--max-connections=300",
+                    *self.options,
                 ],
                 stdout=log,
                 stderr=log,

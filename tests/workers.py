@@ -132,7 +132,8 @@ import json, os, time
 def note(job, what):
     line = json.dumps({{"what": what, "execution": job.execution.id, "job": job.job.id,
                        "slot": job.execution.scheduled_time.isoformat(), "attempt": job.execution.attempt,
-                       "pid": os.getpid(), "at": time.time(), "version": job.job.version}})
+                       "pid": os.getpid(), "at": time.clock_gettime(time.CLOCK_BOOTTIME),
+                       "version": job.job.version}})
     with open({str(self.path)!r}, "a") as file:
         file.write(line + "\\n")
 
@@ -144,9 +145,12 @@ class Noted(CronJobBase):
 """
 
     def entries(self, what: str | None = None) -> list[dict[str, Any]]:
-        """What was written so far, oldest first."""
+        """What was written so far, oldest first. `at` is this machine's clock, whatever the job took for it."""
         lines = self.path.read_text().splitlines()
         entries = [json.loads(line) for line in lines if line.endswith("}")]
+        since_boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        for entry in entries:
+            entry["at"] += since_boot
         return [entry for entry in entries if what in (None, entry["what"])]
 
 

@@ -54,7 +54,7 @@ NEWS = struct.Struct("=ccqqqddd")
 """What happened, the cause, to which run, two whole numbers and three others:
 
     started    process id; wall clock
-    refused    error number of the fork
+    refused    (because its lease had ended) or error number of the fork
     stopping   (with its cause)
     ended      wait status, peak memory in KiB; seconds it took, CPU seconds, when it was stopped (`inf`: it was not)
 """
@@ -244,21 +244,28 @@ class ForkServer:
 
     def _start(self, run_id: int, seconds: float, lease: float, grace: float) -> None:
         control, output = self._fds.popleft(), self._fds.popleft()
+        if boot_time() >= lease:
+            # The worker was stopped, or slow, since it claimed this run: another may have it by now.
+            self._tell(REFUSED, LOST_LEASE, run_id)
+        else:
+            self._fork(run_id, (control, output), (seconds, lease, grace))
+        os.close(control)
+        os.close(output)
+
+    def _fork(self, run_id: int, fds: tuple[int, int], times: tuple[float, float, float]) -> None:
         now = time.time()
         try:
             pid = os.fork()
         except OSError as error:
             self._tell(REFUSED, ITSELF, run_id, number=error.errno or 0)
-        else:
-            if pid == 0:
-                self._become_run(run_id, control, output)
-            run = Run(run_id, pid, seconds, lease, grace)
-            self._runs[run_id] = self._by_pid[pid] = run
-            if _LINUX:
-                self._poll.register(run.pidfd, select.POLLIN)
-            self._tell(STARTED, ITSELF, run_id, number=pid, at=now)
-        os.close(control)
-        os.close(output)
+            return
+        if pid == 0:
+            self._become_run(run_id, *fds)
+        run = Run(run_id, pid, *times)
+        self._runs[run_id] = self._by_pid[pid] = run
+        if _LINUX:
+            self._poll.register(run.pidfd, select.POLLIN)
+        self._tell(STARTED, ITSELF, run_id, number=pid, at=now)
 
     def _become_run(self, run_id: int, control: int, output: int) -> NoReturn:
         """In the child: leave everything of the fork server behind, and be the run."""

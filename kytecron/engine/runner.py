@@ -26,9 +26,30 @@ from typing import Any
 
 from ..core.states import Outcome, Status
 from .child import boot_time, encode_message
-from .forkserver import ENDED, LEASE, LIMIT, REFUSED, START, STARTED, STOP, STOPPING, adopt_orphans
+from .forkserver import (
+    ENDED,
+    LEASE,
+    LIMIT,
+    LOST_LEASE,
+    REFUSED,
+    START,
+    STARTED,
+    STOP,
+    STOPPING,
+    adopt_orphans,
+)
 from .output import OutputChunk
-from .run import LONGEST_NOTE, PIPE, READ, Run, RunRequest, Stop, conclude, conclude_alone
+from .run import (
+    LONGEST_NOTE,
+    LOST_LEASE_ERROR,
+    PIPE,
+    READ,
+    Run,
+    RunRequest,
+    Stop,
+    conclude,
+    conclude_alone,
+)
 from .server import News, Server
 
 __all__ = ["Call", "Ended", "Event", "OutputChunk", "Progressed", "RunRequest", "Runner", "Started"]
@@ -316,8 +337,12 @@ class Runner:
         self._runs[run.id] = run
         self._send(run, told)
         seconds = inf if request.timeout_seconds is None else request.timeout_seconds
+        # Also a run that may go on without its lease does not start without it.
+        lease = inf if run.lease is None else run.lease - self._lease_margin
         with run.child_ends() as fds:
-            self._order(START, run, seconds, self._lease_end(run), self._grace, fds=fds)
+            self._order(START, run, seconds, lease, self._grace, fds=fds)
+        if self._lease_end(run) != lease and run.id in self._runs:
+            self._order(LEASE, run, self._lease_end(run))
 
     def _refuse(self, request: RunRequest, outcome: Outcome) -> None:
         self._events.append(Ended(request.execution_id, outcome))
@@ -371,6 +396,8 @@ class Runner:
             self._end(run, lambda: conclude(run, news))
         elif news.what == STOPPING:
             run.stopping = True
+        elif news.what == REFUSED and news.cause == LOST_LEASE:
+            self._end(run, lambda: Outcome(Status.LOST, error=LOST_LEASE_ERROR))
         elif news.what == REFUSED:
             error = f"cannot start a process: {os.strerror(news.number)}"
             self._end(run, lambda: Outcome(Status.FAILED, error=error))

@@ -20,7 +20,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ OUTAGE_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 SETTLE_PAUSE_SECONDS = 1.0
 """How long results that could not be written wait for their next try."""
 BUSY_PAUSE_SECONDS = 0.02
-"""The same for one whose job is locked; doubled each time, up to SETTLE_PAUSE_SECONDS."""
+"""The same for one that somebody has locked, or whose job; doubled each time, up to SETTLE_PAUSE_SECONDS."""
+RENEW_PAUSE_SECONDS = 0.5
+"""How long a lease waits that could not be renewed."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
+MOST_PIECES = 16
+"""Pieces of one run's output that are stored at once."""
 CODE_CACHE_BYTES = 16_000_000
 
 
@@ -63,10 +67,12 @@ class _Run:
     run: ClaimedRun
     seq: int = 0
     """Number of the next piece of output."""
+    pieces: list[tuple[int, str, bool]] = field(default_factory=list)
+    """Output that was taken from the runner, until it is stored; see `lifecycle.Progress`."""
     progress: tuple[float, str] | None = None
     cancelling: bool = False
     settle_at: float = 0.0
-    """When its result may be brought again, on the monotonic clock: its job was locked."""
+    """When its result may be brought again, on the monotonic clock: it was locked, or its job."""
     busy_pause: float = BUSY_PAUSE_SECONDS
 
 
@@ -258,11 +264,14 @@ class CronWorker:
             result = jobapi.answer_call(self.session, held.run.job_name, call.method, call.arguments)
         except KytecronError as error:
             problem = error.message
-        except SQLAlchemyError as error:
-            self._note_failure("answer a job's call", error)
-            problem = "the database cannot be reached"
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             problem = f"bad arguments: {error}"
+        except db.CommitUnknown as error:
+            self._note_failure("answer a job's call", error)
+            problem = "the database was lost while saving: it is not known whether it was done"
+        except Exception as error:  # a job asks for what it likes, and the worker outlives the answer
+            self._note_failure("answer a job's call", error)
+            problem = "the database cannot be reached" if _is_outage(error) else _first_line(error)
         self.runner.reply(call.execution_id, call.call_id, result=result, error=problem)
 
     # -- ending runs -----------------------------------------------------------------------------------------
@@ -295,14 +304,23 @@ class CronWorker:
             if _is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
                 self._ended.append(ending)
                 return  # this took its time, and leases are to be renewed
+            held.pieces.clear()  # it may have been these
             self._ended.append((held, _unstorable(outcome, attempt.failed)))
 
     def _bring(self, batch: list[_Ending]) -> None:
-        """Write results, and forget the runs; those of locked jobs come again in a moment."""
-        settled = lifecycle.settle(self.session, [(held.run.claim, outcome) for held, outcome in batch])
+        """Write results, and forget the runs; what somebody has locked comes again in a moment."""
+        unstored = [Progress(held.run.claim, held.pieces) for held, _ in batch if held.pieces]
+        if unstored:
+            busy = lifecycle.append_output(self.session, unstored).busy
+            for report in unstored:
+                if report.claim.execution_id not in busy:
+                    report.pieces.clear()
+        settled = lifecycle.settle(
+            self.session, [(held.run.claim, outcome) for held, outcome in batch if not held.pieces]
+        )
         for ending in batch:
             held, outcome = ending
-            if held.run.claim.execution_id in settled.busy:
+            if held.pieces or held.run.claim.execution_id in settled.busy:
                 held.settle_at = time.monotonic() + held.busy_pause
                 held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
                 continue
@@ -318,14 +336,18 @@ class CronWorker:
         now = time.monotonic()
         if not self._runs or now < self._timers.renew:
             return
-        before = boot_time()
+        before, busy = boot_time(), set[int]()
         ids = list(self._runs)
         revivable = [key for key, held in self._runs.items() if held.run.continues_without_contact]
         with self._database("renew leases") as attempt:
-            still = lifecycle.renew(self.session, self.worker_id, ids, revivable, self.settings.lease_seconds)
+            still, busy = lifecycle.renew(
+                self.session, self.worker_id, ids, revivable, self.settings.lease_seconds
+            )
             for execution_id in ids:
-                self._apply_renewal(execution_id, still, before)
-        self._timers.renew = now + (self.settings.renew_seconds if not attempt.failed else 0.5)
+                if execution_id not in busy:
+                    self._apply_renewal(execution_id, still, before)
+        again_soon = attempt.failed or busy
+        self._timers.renew = now + (RENEW_PAUSE_SECONDS if again_soon else self.settings.renew_seconds)
 
     def _apply_renewal(self, execution_id: int, still: Mapping[int, str | None], before: float) -> None:
         if execution_id not in still:
@@ -360,19 +382,26 @@ class CronWorker:
         if not reports:
             return
         with self._database("store output"):
-            for execution_id in lifecycle.append_output(self.session, reports):
+            gone, busy = lifecycle.append_output(self.session, reports)
+            for report in reports:
+                if report.claim.execution_id not in busy:
+                    held = self._runs[report.claim.execution_id]
+                    held.pieces, held.progress = [], None
+            for execution_id in gone:
                 self._drop(execution_id)
 
     def _progress_of(self, held: _Run) -> Progress | None:
-        report = Progress(held.run.claim)
-        while chunk := self.runner.take_output(held.run.claim.execution_id):
-            report.pieces.append((held.seq, chunk.text, chunk.tail))
-            held.seq += 1
-            if not chunk.more or len(report.pieces) >= 16:
+        while len(held.pieces) < MOST_PIECES:
+            chunk = self.runner.take_output(held.run.claim.execution_id)
+            if chunk is None:
                 break
+            held.pieces.append((held.seq, chunk.text, chunk.tail))
+            held.seq += 1
+            if not chunk.more:
+                break
+        report = Progress(held.run.claim, held.pieces)
         if held.progress:
             report.percent, report.note = held.progress
-            held.progress = None
         return report if report.pieces or report.percent is not None else None
 
     # -- finding work ----------------------------------------------------------------------------------------
@@ -449,16 +478,15 @@ class CronWorker:
             return
         before = boot_time()
         with self._database("read back a claim"):
-            unknown = [
-                run
-                for run in lifecycle.held(self.session, self.worker_id)
-                if run.claim.execution_id not in self._runs.keys() | self._given_up
-            ]
+            held = {run.claim.execution_id: run for run in lifecycle.held(self.session, self.worker_id)}
             self.session.rollback()
+            self._given_up &= held.keys()
+            unknown = [run for key, run in held.items() if key not in self._runs.keys() | self._given_up]
             if self._stopping_since is not None:
                 self._give_back(unknown)
                 return
-            still = lifecycle.renew(
+            # What somebody has locked is found again by the patrol.
+            still, _ = lifecycle.renew(
                 self.session,
                 self.worker_id,
                 [run.claim.execution_id for run in unknown],
@@ -576,8 +604,10 @@ class CronWorker:
         self._timers.patrol = now + PATROL_SECONDS
         with self._database("patrol"):
             found = lifecycle.irregularities(self.session)
-            gone = registry.gone(self.session, found.holders - {self.worker_id})
+            gone = registry.gone(self.session, found.holders.keys() - {self.worker_id})
             self.session.rollback()
+            if found.holders.get(self.worker_id, 0) > len(self._runs):
+                self._claim_unknown = True  # a COMMIT that was given up for lost has arrived late
             # Who was itself without the database gives the others time to renew before it judges them.
             if gone or (found.expired and now >= self._judge_after):
                 reaped = lifecycle.reap(self.session, gone)

@@ -242,6 +242,15 @@ def _claimed(row: Any, worker_id: str) -> ClaimedRun:
 # -- while it runs -------------------------------------------------------------------------------------------
 
 
+class Renewed(NamedTuple):
+    """What became of leases that were to be extended."""
+
+    held: dict[int, str | None]
+    """Those extended, each with a reason to cancel the run or None."""
+    busy: set[int]
+    """Somebody has locked them: they are held, and keep the lease they had."""
+
+
 @transactional
 def renew(
     session: Session,
@@ -249,8 +258,8 @@ def renew(
     held_ids: Collection[int],
     revivable: Collection[int],
     lease_seconds: float,
-) -> dict[int, str | None]:
-    """Extend the leases of `held_ids`; returns those still held, each with a reason to cancel it or None.
+) -> Renewed:
+    """Extend the leases of `held_ids`.
 
     What is missing from the answer is no longer this worker's: kill it and write nothing. `revivable` are runs
     whose job goes on without contact (`on_lost_contact = continue`): their lease may have ended meanwhile,
@@ -258,7 +267,7 @@ def renew(
     """
     now = db.now(session)
     until = now + timedelta(seconds=lease_seconds)
-    return claims.extend(session, worker_id, held_ids, revivable, now, until)
+    return Renewed(*claims.extend(session, worker_id, held_ids, revivable, now, until))
 
 
 @dataclass(slots=True)
@@ -273,10 +282,19 @@ class Progress:
     note: str | None = None
 
 
+class Stored(NamedTuple):
+    """What became of output that was to be stored."""
+
+    gone: set[int]
+    """Executions that are no longer held as claimed."""
+    busy: set[int]
+    """Somebody has locked them: nothing was stored."""
+
+
 @transactional
-def append_output(session: Session, reports: Sequence[Progress]) -> set[int]:
-    """Store output and progress of running jobs; returns the executions that are no longer held as claimed."""
-    rows = claims.lock_held(session, [report.claim for report in reports])
+def append_output(session: Session, reports: Sequence[Progress]) -> Stored:
+    """Store output and progress of running jobs; what was stored before is not stored twice."""
+    rows, taken = claims.lock_held(session, [report.claim for report in reports])
     pieces: list[dict[str, Any]] = []
     for report in reports:
         execution = report.claim.execution_id
@@ -289,7 +307,7 @@ def append_output(session: Session, reports: Sequence[Progress]) -> set[int]:
         if values := _progress_values(report):
             claims.note_progress(session, execution, values)
     claims.append_output(session, pieces)
-    return {report.claim.execution_id for report in reports} - rows.keys()
+    return Stored({report.claim.execution_id for report in reports} - rows.keys() - taken, taken)
 
 
 def _progress_values(report: Progress) -> dict[str, Any]:
@@ -309,27 +327,27 @@ class Settled(NamedTuple):
 
     ended: set[int]
     busy: set[int]
-    """Somebody has locked their job: nothing was written, and they are to be brought again."""
+    """Somebody has locked them, or their job: nothing was written, and they are to be brought again."""
 
 
 @transactional
 def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
     """End runs that are held as claimed: final state, retry or dead letter, dependants, counters, messages.
 
-    The result of a run that is no longer held is dropped; one whose job is locked does not keep the others waiting.
+    The result of a run that is no longer held is dropped; what is locked does not keep the others waiting.
     """
     jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
-    rows = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
+    rows, busy = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
     endings.end(session, jobs, ours)
-    return Settled(set(rows), {claim.execution_id for claim, _ in ended if claim.job_id in taken})
+    return Settled(set(rows), busy | {claim.execution_id for claim, _ in ended if claim.job_id in taken})
 
 
 @transactional
 def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
     """Mark runs lost whose lease has ended, or whose worker is known to be gone, and apply the retry rule.
 
-    Runs of a job that somebody has locked are left for the next time.
+    Runs that somebody has locked, or whose job, are left for the next time.
     """
     now = db.now(session)
     vanished = dict.fromkeys(
@@ -342,7 +360,7 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
         return []
     jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
     # Read again under lock: the worker may have renewed or finished since.
-    rows = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
+    rows, _ = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
     ours = [
         (rows[claim.execution_id], Outcome(Status.LOST, error=f"worker {claim.locked_by} vanished: {reason}"))
         for claim, reason in vanished.items()

@@ -77,6 +77,7 @@ def lock_due_jobs(session: Session, now: datetime, limit: int) -> Sequence[Row]:
 
 
 _LOCK_JOBS = sa.select(JOB).where(JOB.c.id.in_(IDS)).order_by(JOB.c.id).with_for_update()
+_LOCK_FREE_JOBS = _LOCK_JOBS.with_for_update(skip_locked=True)
 
 
 def lock_jobs(session: Session, job_ids: Iterable[int]) -> dict[int, Row]:
@@ -93,7 +94,7 @@ def lock_free_jobs(session: Session, job_ids: Iterable[int]) -> tuple[dict[int, 
     ids = sorted(set(job_ids))
     if not ids:
         return {}, set()
-    query = _LOCK_JOBS.with_for_update(skip_locked=db.supports_skip_locked(session))
+    query = _LOCK_FREE_JOBS if db.supports_skip_locked(session) else _LOCK_JOBS
     jobs = {row.id: row for row in _execute(session, query, {"ids": ids})}
     missing = [job_id for job_id in ids if job_id not in jobs]
     taken = set(session.scalars(sa.select(JOB.c.id).where(JOB.c.id.in_(missing)))) if missing else set()
@@ -193,16 +194,17 @@ def new_run(**values: Any) -> dict[str, Any]:
 def insert_slots(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert executions; a slot that is in the ledger already stays as it is (the unique key decides)."""
     if rows:
-        _execute(session, _insert_or_keep(session.get_bind().dialect.name), list(rows))
+        _execute(session, _insert_or_keep(RUN, session.get_bind().dialect.name), list(rows))
 
 
-@lru_cache(maxsize=4)
-def _insert_or_keep(dialect: str) -> Any:
+@lru_cache(maxsize=8)
+def _insert_or_keep(table: Any, dialect: str) -> Any:
     # INSERT IGNORE would also swallow values that do not fit, so each database is told to ignore duplicates alone.
     if dialect in db.MYSQL_DIALECTS:
-        return mysql_insert(RUN).on_duplicate_key_update(id=RUN.c.id)
+        key = next(iter(table.primary_key))
+        return mysql_insert(table).on_duplicate_key_update({key.name: key})
     insert = sqlite_insert if dialect == "sqlite" else postgres_insert
-    return insert(RUN).on_conflict_do_nothing()
+    return insert(table).on_conflict_do_nothing()
 
 
 def insert_run(session: Session, row: Mapping[str, Any]) -> int:
@@ -310,10 +312,7 @@ def take(
     session: Session, worker_id: str, tags: Collection[str], limit: int, now: datetime, until: datetime
 ) -> list[Row]:
     """Move up to `limit` due runs to `running` under a lease for `worker_id`; returns them with their jobs."""
-    if db.supports_skip_locked(session) or session.get_bind().dialect.name == "sqlite":
-        ids = _lock_due(session, tags, limit, now)
-    else:
-        ids = _mark_due(session, worker_id, tags, limit, now)
+    ids = _lock_due(session, tags, limit, now)
     if not ids:
         return []
     runs = list(_execute(session, _CLAIMED_RUNS, {"ids": ids}))
@@ -346,6 +345,8 @@ def _due_runs(skip_locked: bool) -> Any:
 def _lock_due(session: Session, tags: Collection[str], limit: int, now: datetime) -> list[int]:
     """Ids of due runs, locked. Runs that another worker has locked do not count against the limit.
 
+    Without SKIP LOCKED (MySQL 5.7, MariaDB before 10.6) a second worker waits here for the first one's short
+    transaction, and at READ COMMITTED then sees what that one left.
     One query per tag: a query over several tags would sort, and a sorting one locks every due row it reads.
     """
     query = _due_runs(db.supports_skip_locked(session))
@@ -371,29 +372,6 @@ def _tags_by_urgency(session: Session, tags: Collection[str], now: datetime) -> 
     }
     found = [(head, tag) for tag, head in heads.items() if head is not None]
     return [tag for _, tag in sorted(found)]
-
-
-def _mark_due(
-    session: Session, worker_id: str, tags: Collection[str], limit: int, now: datetime
-) -> list[int]:
-    """The path for databases without SKIP LOCKED (MySQL 5.7, MariaDB before 10.6): mark first, read after.
-
-    An UPDATE with LIMIT chooses and locks in one statement, so no two workers mark the same row.
-    """
-    _count(
-        session,
-        sa.update(RUN)
-        .where(
-            RUN.c.status == Status.PENDING,
-            RUN.c.worker_tag.in_(["", *tags]),
-            RUN.c.due_time <= now,
-            RUN.c.locked_by.is_(None),
-        )
-        .ordered_values((RUN.c.locked_by, worker_id))
-        .with_dialect_options(mysql_limit=limit, mariadb_limit=limit),
-    )
-    marked = sa.select(RUN.c.id).where(RUN.c.status == Status.PENDING, RUN.c.locked_by == worker_id)
-    return list(session.scalars(marked))
 
 
 _WITH_JOB = sa.select(
@@ -443,16 +421,31 @@ def extend(
     revivable: Collection[int],
     now: datetime,
     until: datetime,
-) -> dict[int, str | None]:
+) -> tuple[dict[int, str | None], set[int]]:
     """Renew leases; returns what is still held, each with the reason to cancel it, if any.
 
-    A lease that ended is never renewed, even where nobody has judged it yet, unless its job said so (`revivable`).
+    And the ids of those that are held and could not be renewed, because somebody has locked their rows: the others
+    do not wait for them. A lease that ended is never renewed, even where nobody has judged it yet, unless its job
+    said so (`revivable`).
     """
     alive = sa.or_(RUN.c.locked_until > now, RUN.c.id.in_(list(revivable)))
     held = (RUN.c.id.in_(list(ids)), RUN.c.status == Status.RUNNING, RUN.c.locked_by == worker_id)
-    _count(session, sa.update(RUN).where(*held, alive).values(locked_until=until))
-    query = sa.select(RUN.c.id, RUN.c.cancel_reason).where(*held, RUN.c.locked_until >= until)
-    return {row.id: row.cancel_reason for row in session.execute(query)}
+    renew = sa.update(RUN).where(*held, alive).values(locked_until=until)
+    if db.supports_skip_locked(session):
+        free = session.scalars(sa.select(RUN.c.id).where(*held, alive).with_for_update(skip_locked=True))
+        renew = renew.where(RUN.c.id.in_(free.all()))
+    _count(session, renew)
+    rows = session.execute(
+        sa.select(RUN.c.id, RUN.c.cancel_reason, RUN.c.locked_until, alive.label("alive")).where(*held)
+    )
+    renewed: dict[int, str | None] = {}
+    taken: set[int] = set()
+    for row_id, reason, locked_until, is_alive in rows:
+        if locked_until >= until:
+            renewed[row_id] = reason
+        elif is_alive:
+            taken.add(row_id)
+    return renewed, taken
 
 
 _LOCK_RUNS = (
@@ -467,6 +460,7 @@ _LOCK_RUNS = (
     .order_by(RUN.c.id)
     .with_for_update()
 )
+_LOCK_FREE_RUNS = _LOCK_RUNS.with_for_update(skip_locked=True)
 
 
 def lock_runs(session: Session, ids: Iterable[int]) -> dict[int, Row]:
@@ -475,14 +469,24 @@ def lock_runs(session: Session, ids: Iterable[int]) -> dict[int, Row]:
     return {row.id: row for row in _execute(session, _LOCK_RUNS, {"ids": wanted})} if wanted else {}
 
 
-def lock_held(session: Session, claims: Collection[Claim]) -> dict[int, Row]:
-    """Lock the rows of `claims` that are still held as claimed, in the order of their ids."""
-    rows = lock_runs(session, (claim.execution_id for claim in claims))
-    return {
-        claim.execution_id: rows[claim.execution_id]
-        for claim in claims
-        if claim.execution_id in rows and _holds(claim, rows[claim.execution_id])
-    }
+def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Row], set[int]]:
+    """Lock the rows of `claims` that are still held as claimed, in the order of their ids.
+
+    Returns them by id, and the ids of those that somebody else has locked: a worker has other runs to see to, and
+    comes back to these. Databases without SKIP LOCKED wait for all of them.
+    """
+    wanted = {claim.execution_id: claim for claim in claims}
+    if not wanted:
+        return {}, set()
+    query = _LOCK_FREE_RUNS if db.supports_skip_locked(session) else _LOCK_RUNS
+    rows = {row.id: row for row in _execute(session, query, {"ids": sorted(wanted)})}
+    held = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
+    missing = wanted.keys() - rows.keys()
+    taken = _execute(session, _HOLDERS, {"ids": sorted(missing)}) if missing else ()
+    return held, {row.id for row in taken if _holds(wanted[row.id], row)}
+
+
+_HOLDERS = sa.select(RUN.c.id, RUN.c.status, RUN.c.locked_by, RUN.c.retry_count).where(RUN.c.id.in_(IDS))
 
 
 def _holds(claim: Claim, row: Row) -> bool:
@@ -578,9 +582,9 @@ def ask_to_cancel(session: Session, execution_id: int, reason: str) -> int:
 
 
 def append_output(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add pieces of output to runs whose rows the caller has locked."""
+    """Add pieces of output to runs whose rows the caller has locked. A piece that is there already stays."""
     if rows:
-        session.execute(sa.insert(OUTPUT), list(rows))
+        _execute(session, _insert_or_keep(OUTPUT, session.get_bind().dialect.name), list(rows))
 
 
 def drop_live_tail(session: Session, execution_id: int) -> int:
@@ -623,14 +627,16 @@ class Irregularities:
     expired: bool
     held: bool
     unplanned: bool
-    holders: frozenset[str]
-    """Workers that hold running executions."""
+    holders: dict[str, int]
+    """How many running executions each worker holds."""
 
 
 def irregularities(session: Session, now: datetime) -> Irregularities:
     """Whether leases have ended, runs are held, jobs lack a slot; and who holds what runs."""
     running = session.execute(
-        sa.select(RUN.c.locked_by, sa.func.min(RUN.c.locked_until).label("until"))
+        sa.select(
+            RUN.c.locked_by, sa.func.min(RUN.c.locked_until).label("until"), sa.func.count().label("runs")
+        )
         .where(RUN.c.status == Status.RUNNING)
         .group_by(RUN.c.locked_by)
     ).all()
@@ -641,7 +647,7 @@ def irregularities(session: Session, now: datetime) -> Irregularities:
         expired=any(row.until is not None and row.until < now for row in running),
         held=bool(found.held),
         unplanned=bool(found.unplanned),
-        holders=frozenset(row.locked_by for row in running if row.locked_by),
+        holders={row.locked_by: row.runs for row in running if row.locked_by},
     )
 
 

@@ -157,6 +157,7 @@ def test_cpu_time_of_a_program_that_the_job_became_is_limited(runs: Runs) -> Non
 
 def test_a_run_whose_lease_ends_is_killed_at_once_and_lost(make_runs: Callable[..., Runs]) -> None:
     runs = make_runs(lease_margin_seconds=0.2)
+    runs.run("pass")  # the fork server is up: the lease below is for the run alone
     execution_id = runs.start(IGNORES_SIGTERM, lease_until=boot_time() + 0.5)
     outcome = runs.outcome(execution_id)
     assert outcome.status is Status.LOST
@@ -167,6 +168,7 @@ def test_a_run_whose_lease_ends_is_killed_at_once_and_lost(make_runs: Callable[.
 
 def test_a_renewed_lease_keeps_the_run(make_runs: Callable[..., Runs]) -> None:
     runs = make_runs(lease_margin_seconds=0.1)
+    runs.run("pass")
     execution_id = runs.start("time.sleep(1)\nreturn self.heartbeat()", lease_until=boot_time() + 0.5)
     while not runs.of(Ended, execution_id):
         runs.runner.set_lease(execution_id, boot_time() + 0.5)
@@ -176,9 +178,23 @@ def test_a_renewed_lease_keeps_the_run(make_runs: Callable[..., Runs]) -> None:
 
 def test_a_run_that_may_go_on_without_its_lease_does_and_is_told(make_runs: Callable[..., Runs]) -> None:
     runs = make_runs(lease_margin_seconds=0)
-    body = "time.sleep(0.4)\nreturn self.heartbeat()"
-    outcome = runs.run(body, lease_until=boot_time() + 0.2, stop_before_lease_end=False)
+    runs.run("pass")
+    body = "time.sleep(0.6)\nreturn self.heartbeat()"
+    outcome = runs.run(body, lease_until=boot_time() + 0.5, stop_before_lease_end=False)
     assert (outcome.status, outcome.result) == (Status.COMPLETED, False)
+
+
+@pytest.mark.parametrize("stops", [True, False], ids=["stop", "continue"])
+def test_a_run_whose_lease_has_ended_before_it_starts_never_starts(
+    make_runs: Callable[..., Runs], stops: bool
+) -> None:
+    """Its worker was stopped between claim and start: another may have taken it over."""
+    runs = make_runs(lease_margin_seconds=0)
+    execution_id = runs.start("print('here')", lease_until=boot_time() - 1, stop_before_lease_end=stops)
+    outcome = runs.outcome(execution_id)
+    assert (outcome.status, outcome.interrupted, outcome.output) == (Status.LOST, False, "")
+    assert runs.of(Started, execution_id) == []
+    assert runs.run("return 'goes on'").result == "goes on"
 
 
 def test_a_lost_lease_cuts_the_grace_of_a_run_being_stopped(make_runs: Callable[..., Runs]) -> None:

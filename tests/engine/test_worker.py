@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from kytecron.config import Settings
 from kytecron.services import deadletters, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
-from kytecron.store.models import CronJob, CronJobOutput, CronWorkerRecord
+from kytecron.store import db
+from kytecron.store.models import CronJob, CronJobExecution, CronJobOutput, CronWorkerRecord
 from tests.workers import (
     Journal,
     WorkerProcess,
@@ -162,6 +164,38 @@ class P(CronJobBase):
         lifecycle.trigger(session, parent.id, actor=ANNA)
         *_, run = wait_for_statuses(session, parent, "completed", "completed")
         assert run.result == 42
+
+
+@pytest.mark.parametrize("asked", ["find_job(10**40)", "trigger('\\ud800')", "trigger(1, parameters=[5])"])
+def test_a_job_that_asks_for_what_no_database_can_answer_is_told_and_harms_nobody(
+    settings: Settings, session: Session, journal: Journal, asked: str
+) -> None:
+    body = f"try:\n    self.api.{asked}\nexcept Exception as error:\n    note(self, type(error).__name__)"
+    job = make_job(session, journal.code(body), max_retries=0)
+    with working(settings) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed")
+        assert worker.stop()["completed"] == 1
+
+
+def test_a_worker_starts_what_the_ledger_says_it_holds(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    """As when the COMMIT of a claim, given up for lost and read back as not done, arrives late after all."""
+    job = make_job(session, journal.code(), worker_tag="nowhere")
+    with working(settings) as worker:
+        run = lifecycle.trigger(session, job.id, actor=ANNA)
+        name = wait_for(lambda: session.scalar(sa.select(CronWorkerRecord.worker_id)) or session.rollback())
+        now = db.now(session)
+        claim = sa.update(CronJobExecution).where(CronJobExecution.id == run.id)
+        session.execute(
+            claim.values(
+                status="running", locked_by=name, started_at=now, locked_until=now + timedelta(hours=1)
+            )
+        )
+        session.commit()
+        wait_for_statuses(session, job, "completed")
+        assert worker.stop()["completed"] == 1
 
 
 def test_a_job_without_code_is_skipped_with_words_until_it_has_some(

@@ -18,7 +18,7 @@ from kytecron.core.states import FINAL, Status
 from kytecron.services import slots
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronJobExecution
-from tests.workers import Journal, alive, executions
+from tests.workers import PATIENCE, Journal, alive, executions
 
 BEATS = 'for _ in range({count}):\n    note(self, "beat")\n    time.sleep(0.05)'
 
@@ -58,14 +58,15 @@ def check(
     *,
     settled: bool = True,
     until: datetime | None = None,
-    late_seconds: float | None = None,
+    late_seconds: float = PATIENCE,
     may_overlap: Iterable[int] = (),
 ) -> Report:
     """Compare everything.
 
     `settled`: no worker is left, so nothing may still be running. `until`: slots later than this need not be in
-    the ledger (default: the job's own next slot, for that one is still to come). `may_overlap`: ids of jobs whose
-    runs may overlap.
+    the ledger (default: the job's own next slot, for that one is still to come). `late_seconds`: how long after its
+    due time a run may start; as long as a test waits for anything, unless the test knows better. `may_overlap`: ids
+    of jobs whose runs may overlap.
     """
     report = Report()
     rows = {row.id: row for row in executions(session)}
@@ -78,15 +79,15 @@ def check(
     _check_overlap(journal, set(may_overlap), report)
     _check_processes(rows, lines, settled, report)
     _check_writes(rows, lines, report)
-    if late_seconds is not None:
-        _check_lateness(rows.values(), late_seconds, report)
+    _check_counters(session, rows.values(), report)
+    _check_lateness(rows.values(), late_seconds, report)
     return report
 
 
 def _check_slots(
     session: Session, rows: Iterable[CronJobExecution], until: datetime | None, report: Report
 ) -> None:
-    """Every slot from a job's first row to its next_run_time is in the ledger."""
+    """Every slot from a job's first one to its next_run_time is in the ledger."""
     ledger: dict[int, set[datetime]] = defaultdict(set)
     for row in rows:
         if row.origin == "schedule":
@@ -99,7 +100,8 @@ def _check_slots(
         if not have:
             report.lost.append(f"job {job.id} has no slot in the ledger at all")
             continue
-        slot = slots.plan(job, min(have) - timedelta(microseconds=1))
+        first = job.schedule_anchor or min(have)
+        slot = slots.plan(job, first - timedelta(microseconds=1))
         while slot is not None and slot < end:
             if slot not in have:
                 report.lost.append(f"job {job.id}: slot {slot} is not in the ledger")
@@ -167,10 +169,22 @@ def _check_writes(
             report.unfenced.append(f"execution {row.id} is completed, its process wrote {written[-1:]} last")
         if row.status == Status.COMPLETED and not row.locked_by:
             report.unfenced.append(f"execution {row.id} is completed and nobody ever held it")
+        if any(entry["attempt"] != row.retry_count + 1 for entry in lines[row.id]):
+            report.unfenced.append(f"execution {row.id} ran as another attempt than it is")
         if row.status in (Status.SKIPPED, Status.PENDING) and written:
             report.unfenced.append(f"execution {row.id} is {row.status} and has run")
     for execution in lines.keys() - rows.keys():
         report.unfenced.append(f"execution {execution} ran and is not in the ledger")
+
+
+def _check_counters(session: Session, rows: Iterable[CronJobExecution], report: Report) -> None:
+    """What was ended twice is counted twice."""
+    ended: dict[int, int] = defaultdict(int)
+    for row in rows:
+        ended[row.cron_job] += row.status in FINAL and row.started_at is not None
+    for job in session.query(CronJob).populate_existing():
+        if job.runs_total != ended[job.id]:
+            report.unfenced.append(f"job {job.id} counts {job.runs_total} runs, {ended[job.id]} have ended")
 
 
 def _check_lateness(rows: Iterable[CronJobExecution], limit: float, report: Report) -> None:

@@ -22,6 +22,8 @@ RESET = struct.pack("ii", 1, 0)
 
 CLAIM = r"SET status='running'"
 SETTLE = r"SET status='(completed|failed)'"
+OUTPUT = r"INSERT INTO `CronJobOutput`"
+TRIGGER = r"INSERT INTO `CronAudit`"
 RENEW = r"UPDATE `CronJobExecution` SET locked_until="
 ENQUEUE = r"INSERT INTO `CronJobExecution`"
 

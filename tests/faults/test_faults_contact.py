@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from kytecron.config import Settings
 from kytecron.services import lifecycle
 from tests.faults.checker import beating
-from tests.faults.proxy import CLAIM, ENQUEUE, RENEW, SETTLE, Fate, Proxy
+from tests.faults.proxy import CLAIM, ENQUEUE, OUTPUT, RENEW, SETTLE, TRIGGER, Fate, Proxy
 from tests.faults.scene import (
     ANNA,
     LEASE,
@@ -24,7 +24,17 @@ from tests.faults.scene import (
     keeps_going,
     long_first_attempt,
 )
-from tests.workers import PATIENCE, Journal, alive, executions, make_job, wait_for, wait_for_statuses, working
+from tests.workers import (
+    PATIENCE,
+    Journal,
+    alive,
+    executions,
+    make_job,
+    printed,
+    wait_for,
+    wait_for_statuses,
+    working,
+)
 
 pytestmark = pytest.mark.mariadb
 
@@ -210,3 +220,45 @@ def test_a_connection_that_dies_inside_a_transaction_does_not_keep_its_locks(
         assert renewing.sprung.wait(PATIENCE)
         wait_for_statuses(session, job, "completed")
         in_the_end(session, journal, [worker])
+
+
+def test_a_job_whose_own_call_lost_its_reply_to_commit_is_told_and_its_worker_lives_on(
+    settings: Settings, session: Session, proxied: Settings, proxy: Proxy, journal: Journal
+) -> None:
+    child = make_job(session, journal.code(), name="child", **NEVER_GIVE_UP)
+    asks = """
+try:
+    self.api.trigger("child")
+except Exception as error:
+    note(self, str(error))
+"""
+    job = make_job(session, journal.code(asks), **NEVER_GIVE_UP)
+    proxy.trap("^COMMIT$", Fate.LOSE_REPLY, after=TRIGGER)
+    with working(proxied, **SHORT) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed")
+        wait_for_statuses(session, child, "completed")
+        assert any("not known whether" in entry["what"] for entry in journal.entries())
+        in_the_end(session, journal, [worker])
+
+
+@pytest.mark.parametrize(
+    ("statement", "after"), [(OUTPUT, None), ("^COMMIT$", OUTPUT)], ids=["piece", "commit"]
+)
+def test_output_that_could_not_be_stored_is_stored_later_and_once(
+    session: Session, proxied: Settings, proxy: Proxy, journal: Journal, statement: str, after: str | None
+) -> None:
+    """The job ends while the worker has no database."""
+    body = "for number in range(60):\n    print(number, flush=True)\n    time.sleep(0.02)"
+    job = make_job(session, journal.code(body), **NEVER_GIVE_UP)
+    stored = proxy.trap(statement, Fate.HOLD_REPLY, after=after)
+    with working(proxied, **LONG_LEASE) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        assert stored.sprung.wait(PATIENCE)
+        proxy.refuse()
+        wait_for(lambda: "not available" in worker.log(), "the worker to notice")
+        wait_for(lambda: journal.entries("end"))
+        proxy.accept()
+        (run,) = wait_for_statuses(session, job, "completed")
+        in_the_end(session, journal, [worker])
+    assert printed(session, run).split() == [str(number) for number in range(60)]

@@ -14,12 +14,20 @@ from sqlalchemy.orm import Session, sessionmaker
 from kytecron.config import Settings
 from kytecron.services import lifecycle
 from kytecron.store import db
-from kytecron.store.models import CronJob
 from tests.faults.checker import beating
 from tests.faults.conftest import root
-from tests.faults.scene import ANNA, NEVER_GIVE_UP, clockwork, crew, in_the_end, keeps_going
+from tests.faults.scene import (
+    ANNA,
+    LEASE,
+    NEVER_GIVE_UP,
+    clockwork,
+    crew,
+    in_the_end,
+    keeps_going,
+    long_first_attempt,
+)
 from tests.mariadb import MariaDB
-from tests.workers import Journal, executions, make_job, wait_for, wait_for_statuses
+from tests.workers import Journal, WorkerProcess, executions, make_job, wait_for, wait_for_statuses
 
 pytestmark = pytest.mark.mariadb
 
@@ -32,18 +40,26 @@ def session(server_settings: Settings) -> Iterator[Session]:
     engine.dispose()
 
 
-def _restart(server: MariaDB) -> None:
+Crew = list[WorkerProcess]
+
+
+def _noticed(workers: Crew, words: str) -> None:
+    for worker in workers:
+        wait_for(lambda worker=worker: words in worker.log(), f"a worker to log {words!r}")
+
+
+def _restart(server: MariaDB, workers: Crew) -> None:
     server.stop()
     server.start()
 
 
-def _kill(server: MariaDB) -> None:
+def _kill(server: MariaDB, workers: Crew) -> None:
     server.kill()
     server.start()
 
 
-def _freeze(seconds: float) -> Callable[[MariaDB], None]:
-    def freeze(server: MariaDB) -> None:
+def _freeze(seconds: float) -> Callable[[MariaDB, Crew], None]:
+    def freeze(server: MariaDB, workers: Crew) -> None:
         server.freeze()
         time.sleep(seconds)  # the length of the fault
         server.thaw()
@@ -51,21 +67,23 @@ def _freeze(seconds: float) -> Callable[[MariaDB], None]:
     return freeze
 
 
-def _stay_away(server: MariaDB) -> None:
+def _stay_away(server: MariaDB, workers: Crew) -> None:
     """Nobody listens for a while: connections are refused."""
     server.stop()
+    _noticed(workers, "Can't connect")
     time.sleep(2)  # the length of the fault
     server.start()
 
 
-def _read_only(server: MariaDB) -> None:
+def _read_only(server: MariaDB, workers: Crew) -> None:
     with root(server) as connection, connection.cursor() as cursor:
         cursor.execute("SET GLOBAL read_only = 1")
+        _noticed(workers, "--read-only")
         time.sleep(2)  # the length of the fault
         cursor.execute("SET GLOBAL read_only = 0")
 
 
-def _kill_sessions(server: MariaDB) -> None:
+def _kill_sessions(server: MariaDB, workers: Crew) -> None:
     with root(server) as connection, connection.cursor() as cursor:
         for _ in range(10):
             cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'worker'")
@@ -75,15 +93,18 @@ def _kill_sessions(server: MariaDB) -> None:
             time.sleep(0.2)  # so that they get a little further each time
 
 
-def _deadlocks(server: MariaDB) -> None:
-    """Others lock jobs and executions in the wrong order, all the time."""
-    end = time.monotonic() + 3
+def _deadlocks(server: MariaDB, workers: Crew) -> None:
+    """Others lock jobs and executions in the wrong order, until both workers have been the victims."""
+    over = threading.Event()
 
     def collide(direction: str) -> None:
         with root(server) as connection, connection.cursor() as cursor:
-            while time.monotonic() < end:
+            cursor.execute("CREATE TEMPORARY TABLE weight (n INT) ENGINE=InnoDB")
+            while not over.is_set():
                 with suppress(pymysql.Error):
                     cursor.execute("BEGIN")
+                    # Of two that wait for each other, the one that has changed more goes on.
+                    cursor.execute("INSERT INTO weight SELECT seq FROM seq_1_to_1000")
                     cursor.execute(
                         f"SELECT id FROM CronJobExecution ORDER BY id {direction} LIMIT 5 FOR UPDATE"
                     )
@@ -94,11 +115,15 @@ def _deadlocks(server: MariaDB) -> None:
                 with suppress(pymysql.Error):
                     cursor.execute("ROLLBACK")
 
-    threads = [threading.Thread(target=collide, args=(order,)) for order in ("ASC", "DESC") * 2]
+    threads = [threading.Thread(target=collide, args=(order,)) for order in ("ASC", "DESC")]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        _noticed(workers, "transaction repeated after: (1213")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.slow
@@ -120,22 +145,39 @@ def test_a_database_that_suffers_costs_no_slot_and_doubles_none(
     server: MariaDB,
     session: Session,
     journal: Journal,
-    fault: Callable[[MariaDB], None],
+    fault: Callable[[MariaDB, Crew], None],
 ) -> None:
     jobs = clockwork(session, journal, count=3, seconds=0.3)
     session.rollback()
     with crew(server_settings, 2) as workers:
         wait_for(lambda: len(journal.entries("end")) >= 3, "a good start")
-        fault(server)
+        fault(server, workers)
         keeps_going(session, jobs)
         in_the_end(session, journal, workers)
 
 
+def test_who_comes_back_first_after_an_outage_does_not_judge_those_who_come_back_later(
+    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+) -> None:
+    """The database is away for longer than the lease, and the job may go on without it."""
+    job = make_job(session, journal.code(beating(3 * LEASE)), on_lost_contact="continue", **NEVER_GIVE_UP)
+    # A renewal interval is longer than the longest pause between two attempts to reach the database.
+    with crew(server_settings, 3, lease_seconds=8, renew_seconds=4) as workers:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        session.rollback()
+        wait_for(lambda: journal.entries("start"))
+        server.stop()
+        time.sleep(9)  # the length of the fault
+        server.start()
+        wait_for_statuses(session, job, "completed")
+        in_the_end(session, journal, workers)
+
+
 @contextmanager
-def _locked(server: MariaDB, job: CronJob) -> Iterator[None]:
+def _locked(server: MariaDB, table: str, row: int) -> Iterator[None]:
     with root(server) as connection, connection.cursor() as cursor:
         cursor.execute("BEGIN")
-        cursor.execute("SELECT id FROM CronJob WHERE id = %s FOR UPDATE", (job.id,))
+        cursor.execute(f"SELECT id FROM {table} WHERE id = %s FOR UPDATE", (row,))
         yield
         cursor.execute("ROLLBACK")
 
@@ -149,12 +191,30 @@ def test_a_long_lock_on_one_job_holds_up_that_job_alone(
     with crew(server_settings, 1) as workers:
         lifecycle.trigger(session, locked.id, actor=ANNA)
         wait_for(lambda: any(start["job"] == locked.id for start in journal.entries("start")))
-        with _locked(server, locked):
+        with _locked(server, "CronJob", locked.id):
             wait_for(lambda: any(end["job"] == locked.id for end in journal.entries("end")))
             keeps_going(session, others, runs=4)
             assert [run.status for run in executions(session, locked)] == ["running"]
             assert "has to wait" not in workers[0].log()
         wait_for_statuses(session, locked, "completed")
+        ledger = in_the_end(session, journal, workers)
+    assert [run.id for run in ledger if run.status == "lost"] == [], "nobody's lease ended meanwhile"
+
+
+def test_a_long_lock_on_one_run_costs_no_other_run_its_lease(
+    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+) -> None:
+    """Its own lease cannot be renewed: it is stopped in time, and starts again when the lock is gone."""
+    locked = long_first_attempt(session, journal)
+    other = make_job(session, journal.code(beating(2 * LEASE)), **NEVER_GIVE_UP)
+    with crew(server_settings, 1) as workers:
+        run = lifecycle.trigger(session, locked.id, actor=ANNA)
+        lifecycle.trigger(session, other.id, actor=ANNA)
+        session.rollback()
+        wait_for(lambda: len(journal.entries("start")) == 2)
+        with _locked(server, "CronJobExecution", run.id):
+            wait_for_statuses(session, other, "completed")
+        wait_for_statuses(session, locked, "lost", "completed")
         in_the_end(session, journal, workers)
 
 
@@ -164,7 +224,7 @@ def test_a_locked_job_that_is_due_does_not_keep_its_worker_spinning(
     (locked,) = clockwork(session, journal)
     with crew(server_settings, 1) as workers:
         wait_for(lambda: journal.entries("end"), "a good start")
-        with _locked(server, locked):
+        with _locked(server, "CronJob", locked.id):
             time.sleep(3)  # the length of the fault, in which 15 looks are due
         keeps_going(session, [locked])
         statistics = workers[0].stop()

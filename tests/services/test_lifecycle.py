@@ -204,12 +204,7 @@ def in_parallel(work: Callable[[], None], times: int) -> None:
     assert not errors, errors
 
 
-@pytest.mark.parametrize("portable", [False, True], ids=["skip locked", "portable"])
-def test_each_run_is_claimed_by_exactly_one_worker(
-    sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch, portable: bool
-) -> None:
-    if portable:  # for SQLite, which has one writer at a time, the two are the same
-        monkeypatch.setattr(db, "supports_skip_locked", lambda session: False)
+def test_each_run_is_claimed_by_exactly_one_worker(sessions: sessionmaker[Session]) -> None:
     with sessions() as session:
         for _ in range(60):
             add_job(session)
@@ -247,8 +242,11 @@ def test_a_job_with_a_tag_runs_only_where_the_tag_is(session: Session) -> None:
 def test_a_lease_is_renewed_for_its_holder_only(session: Session) -> None:
     job, claim = running_job(session)
     before = runs_of(session, job)[0].locked_until
-    assert lifecycle.renew(session, "somebody else", [claim.execution_id], [], 90) == {}
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 90) == {claim.execution_id: None}
+    assert lifecycle.renew(session, "somebody else", [claim.execution_id], [], 90) == ({}, set())
+    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 90) == (
+        {claim.execution_id: None},
+        set(),
+    )
     after = runs_of(session, job)[0].locked_until
     assert before is not None
     assert after is not None
@@ -258,8 +256,8 @@ def test_a_lease_is_renewed_for_its_holder_only(session: Session) -> None:
 def test_a_lease_that_ended_is_never_renewed_unless_the_job_goes_on_without_contact(session: Session) -> None:
     _, claim = running_job(session)
     end_lease(session, claim)
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 60) == {}
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [claim.execution_id], 60) != {}
+    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 60) == ({}, set())
+    assert lifecycle.renew(session, WORKER, [claim.execution_id], [claim.execution_id], 60) != ({}, set())
 
 
 def end_lease(session: Session, claim: Claim) -> None:
@@ -312,11 +310,11 @@ def test_a_result_whose_job_is_locked_keeps_no_other_waiting(mariadb_settings: S
 def test_output_of_a_run_that_is_no_longer_held_is_refused(session: Session) -> None:
     job, claim = running_job(session)
     kept = lifecycle.Progress(claim, [(0, "one\n", False)], percent=40, note="half way")
-    assert lifecycle.append_output(session, [kept]) == set()
+    assert lifecycle.append_output(session, [kept]) == (set(), set())
     assert runs_of(session, job)[0].progress_percent == 40
     stranger = Claim(claim.execution_id, job.id, "somebody else", 0)
     late = lifecycle.Progress(stranger, [(1, "two\n", False)])
-    assert lifecycle.append_output(session, [late]) == {claim.execution_id}
+    assert lifecycle.append_output(session, [late]) == ({claim.execution_id}, set())
     assert list(session.scalars(sa.select(CronJobOutput.text))) == ["one\n"]
 
 
@@ -468,7 +466,7 @@ def test_a_pending_run_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(s
     lifecycle.trigger(session, job.id, actor=ANNA)
     claim = claim_one(session)
     lifecycle.cancel(session, claim.execution_id, ANNA, "wrong day")
-    held = lifecycle.renew(session, WORKER, [claim.execution_id], [], 60)
+    held, _ = lifecycle.renew(session, WORKER, [claim.execution_id], [], 60)
     assert held == {claim.execution_id: "cancelled by anna: wrong day"}
     with pytest.raises(Conflict, match="has ended already"):
         lifecycle.cancel(session, run.id, ANNA)
