@@ -271,7 +271,7 @@ class CronWorker:
             problem = "the database was lost while saving: it is not known whether it was done"
         except Exception as error:  # a job asks for what it likes, and the worker outlives the answer
             self._note_failure("answer a job's call", error)
-            problem = "the database cannot be reached" if _is_outage(error) else _first_line(error)
+            problem = "the database cannot be reached" if _is_outage(error) else db.cause(error)
         self.runner.reply(call.execution_id, call.call_id, result=result, error=problem)
 
     # -- ending runs -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ..core.errors import (
 from ..store.db import CommitUnknown
 from ..store.models import db
 from . import access
-from .render import is_htmx, tell
+from .render import back, is_htmx, tell
 
 log = logging.getLogger(__name__)
 
@@ -112,5 +112,5 @@ def show(status: int, text: str = "") -> Response:
         # The page stays as it is. 400s say what to do; for the others the reason is what counts.
         return tell(Response(status=status), text or title, "error")
     bare = status >= 500 or access.identify() is None
-    html = render_template("errors/error.html", code=status, title=title, text=text, bare=bare)
+    html = render_template("errors/error.html", code=status, title=title, text=text, bare=bare, back=back(""))
     return make_response(html, status)

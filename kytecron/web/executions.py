@@ -15,10 +15,10 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import diff
 from ..core.errors import NotFound, Unreadable
 from ..core.states import ACTIVE, UNSUCCESSFUL, Status
-from ..services import lifecycle, versions
+from ..services import lifecycle, versions, why
 from ..services.jobs import find
 from ..services.versions import read_job
-from ..store import queries
+from ..store import db, queries
 from ..store.models import CronJob, CronJobExecution
 from . import access, words
 from .access import needs
@@ -142,6 +142,8 @@ def show(execution_id: int) -> Response:
         "attempts": detail.attempts,
         "active": run.status in ACTIVE,
         "retry_waits": any(one.status == Status.PENDING and one.is_retry for one in detail.attempts),
+        "now": db.now(session),
+        "why": _why(session, detail),
         "ORIGINS": words.ORIGINS,
     }
     if not wants_part():
@@ -152,6 +154,14 @@ def show(execution_id: int) -> Response:
             "comparison": _comparison(session, run, code),
         }
     return page("executions/execution.html", "executions/_state.html", **context)
+
+
+def _why(session: Session, detail: queries.ExecutionDetail) -> why.Why | None:
+    """What a run that could start waits for. One that is not due yet says so itself."""
+    job, run = detail.job, detail.execution
+    if run.status != Status.PENDING or job is None or job.deleted_id:
+        return None
+    return why.explain(session, job.id, silent_after=access.settings().lease_seconds)
 
 
 def _code(session: Session, run: CronJobExecution) -> str | None:

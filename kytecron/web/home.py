@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +18,10 @@ from .render import page
 area = access.area("home", __name__)
 
 FAILED_WITHIN = timedelta(hours=24)
+FAILED_READ = 50
+"""Failures that are grouped by job: one that fails each minute must not hide the others."""
+SHOWN = 8
+"""Lines of a list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,14 @@ class Verdict:
 
     tone: str
     text: str
+    see: tuple[str, dict[str, str]] | None = None
+    """Endpoint and arguments of the page that shows what is meant."""
+
+
+WORKERS: tuple[str, dict[str, str]] = ("system.workers", {})
+DEAD: tuple[str, dict[str, str]] = ("system.dead_letters", {})
+PENDING = ("executions.index", {"status": "pending"})
+UNSUCCESSFUL = ("executions.index", {"status": "unsuccessful"})
 
 
 @area.get("/")
@@ -40,11 +54,11 @@ def index() -> Response:
         numbers=numbers,
         verdict=verdict(numbers),
         running=queries.running(session, limit=10),
-        failed=queries.failed(session, now - FAILED_WITHIN, limit=8),
-        dead=deadletters.dead_letters(session)[:8] if numbers.dead else [],
+        failed=_by_job(queries.failed(session, now - FAILED_WITHIN, limit=FAILED_READ).items)[:SHOWN],
+        dead=deadletters.dead_letters(session)[:SHOWN] if numbers.dead else [],
         upcoming=[
             job
-            for job in queries.jobs(session, enabled, sort="next_run_time", limit=8).items
+            for job in queries.jobs(session, enabled, sort="next_run_time", limit=SHOWN).items
             if job.next_run_time
         ],
     )
@@ -55,23 +69,34 @@ def verdict(numbers: figures.Counters) -> Verdict:
     if numbers.jobs == 0:
         return Verdict("good", "No jobs yet.")
     if numbers.workers == 0:
-        return Verdict("bad", "No worker is running, so nothing starts. Start one with: python worker.py")
+        return Verdict(
+            "bad", "No worker is running, so nothing starts. Start one with: python worker.py", WORKERS
+        )
     if numbers.stale_locks:
-        return Verdict("bad", f"{_runs(numbers.stale_locks)} lost their worker and wait to be taken over.")
+        return Verdict(
+            "bad", f"{_runs(numbers.stale_locks)} lost their worker and wait to be taken over.", WORKERS
+        )
     if numbers.overdue:
-        return Verdict("bad", f"{_runs(numbers.overdue)} should have started more than a minute ago.")
+        return Verdict(
+            "bad", f"{_runs(numbers.overdue)} should have started more than a minute ago.", PENDING
+        )
     if numbers.dead:
         many = numbers.dead > 1
-        given_up = (
-            f"{numbers.dead} jobs have been given up and need"
-            if many
-            else "1 job has been given up and needs"
-        )
-        return Verdict("warn", f"{given_up} a person.")
+        given_up = "jobs have been given up and need" if many else "job has been given up and needs"
+        return Verdict("warn", f"{numbers.dead} {given_up} a person.", DEAD)
     failed = numbers.today.failed + numbers.today.timeout + numbers.today.lost
     if failed:
-        return Verdict("good", f"All jobs are on time. {_runs(failed)} failed today (UTC).")
+        return Verdict("good", f"All jobs are on time. {_runs(failed)} failed today (UTC).", UNSUCCESSFUL)
     return Verdict("good", "All jobs are on time.")
+
+
+def _by_job(rows: Sequence[queries.ExecutionRow]) -> list[tuple[queries.ExecutionRow, int]]:
+    """The newest of each job's rows, and how many it has."""
+    newest: dict[int, queries.ExecutionRow] = {}
+    for row in rows:
+        newest.setdefault(row.execution.cron_job, row)
+    times = Counter(row.execution.cron_job for row in rows)
+    return [(row, times[job_id]) for job_id, row in newest.items()]
 
 
 def _runs(number: int) -> str:

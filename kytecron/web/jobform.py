@@ -203,7 +203,7 @@ def preview() -> Response:
         answer = job_service.preview(fields, now, PREVIEWED, _usual_seconds(session, now))
     except Invalid as invalid:
         wrong = {NAMES.get(name, name): text for name, text in invalid.fields.items()}
-    html = render_template("jobs/_preview.html", preview=answer, wrong=wrong, in_zone=words.in_zone)
+    html = render_template("jobs/_preview.html", preview=answer, wrong=wrong)
     return make_response(html)
 
 

@@ -106,7 +106,7 @@ def _row(job: CronJob) -> Markup:
     row = Row(
         job.id,
         job.name,
-        words.schedule(job),
+        words.schedule_briefly(job),
         tuple(words.tags(job)),
         job.enabled,
         job.in_dead_letter_queue,
@@ -244,7 +244,7 @@ def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     except Invalid as invalid:
         return _trigger_form(job_id, given, invalid.fields), 422
     to = url_for("executions.show", execution_id=run.id)
-    return done(f"Started as execution {run.id}.", to)
+    return done(f"Started as execution {run.id}.", to, leave="follow" in request.form)
 
 
 def _parameters(text: str) -> dict[str, Any] | None:

@@ -59,7 +59,8 @@ def shown(settings: Settings) -> list[Shown]:
         elif isinstance(value, bool):
             text = "yes" if value else "no"
         else:
-            text = f"{value} {item.metadata['unit']}".strip()
+            number = f"{value:g}" if isinstance(value, float) else value
+            text = f"{number} {item.metadata['unit']}".strip()
         found.append(Shown(f"KYTECRON_{item.name.upper()}", text, item.metadata["help"]))
     return found
 

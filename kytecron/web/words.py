@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..core import preview
 from ..core.errors import Invalid
 from ..core.schedule import in_words, zone
 from ..core.statistics import success_rate
-from ..services import endings, slots
+from ..services import endings, slots, why
 from ..store.models import CronJob
 
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
@@ -49,6 +49,16 @@ def schedule(job: CronJob) -> str:
         return invalid.message
 
 
+def schedule_briefly(job: CronJob) -> str:
+    """As `schedule`, for a row of a list."""
+    return "Only when triggered" if job.schedule_type == "manual" else schedule(job)
+
+
+def standing(found: why.Why) -> str:
+    """How a job stands, on a page that names it already."""
+    return f"It {why.VERDICTS[found.reasons[0].code]}."
+
+
 def upcoming(job: CronJob, now: datetime, count: int = 5) -> list[datetime]:
     """The next slots of a job, in UTC; none for one that is disabled or waits for something other than time."""
     if not job.enabled or job.schedule_type == "manual":
@@ -64,10 +74,15 @@ def upcoming(job: CronJob, now: datetime, count: int = 5) -> list[datetime]:
 def in_zone(instant: datetime, name: str) -> str:
     """An instant as a clock in that zone shows it, with the zone's short name."""
     try:
-        local = instant.astimezone(zone(name))
+        local, short = instant.astimezone(zone(name)), None
     except Invalid:
-        return f"{instant:%a %d %b %Y %H:%M:%S} UTC"
-    return f"{local:%a %d %b %Y %H:%M:%S} {local.tzname()}"
+        local, short = instant.astimezone(UTC), "UTC"
+    return f"{local:%a %d %b %Y} {clock(local)} {short or local.tzname()}"
+
+
+def clock(local: datetime) -> str:
+    """The time of day, with seconds where there are any."""
+    return f"{local:%H:%M:%S}" if local.second else f"{local:%H:%M}"
 
 
 def rate(job: CronJob) -> float | None:
@@ -178,6 +193,20 @@ def _telling(job: CronJob) -> list[tuple[str, str]]:
 def tags(job: CronJob) -> list[str]:
     """A job's tags."""
     return [tag for tag in job.tags.split(",") if tag]
+
+
+BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}
+"""By what their user agent says; the first that is found counts, as most claim to be others too."""
+SYSTEMS = ["iPhone", "iPad", "Android", "Windows", "Macintosh", "Linux"]
+
+
+def browser(user_agent: str) -> str:
+    """A user agent as a person would say it: `Firefox on Linux`; one that is not a known browser's as it is."""
+    name = next((said for mark, said in BROWSERS.items() if f"{mark}/" in user_agent), None)
+    system = next((one for one in SYSTEMS if one in user_agent), None)
+    if name is None:
+        return user_agent or "Unknown browser"
+    return f"{name} on {system}" if system else name
 
 
 def plain(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,3 +143,23 @@ def test_forms_need_the_csrf_token_and_the_api_does_not(app: Flask) -> None:
 def test_a_form_that_is_too_large_is_refused(app: Flask) -> None:
     answer = app.test_client().post("/sign-in", data={"username": "x" * 5_000_000})
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("name", ["app.css", "app.js", "htmx.min.js", "icons.svg"])
+def test_static_text_is_compressed_for_browsers_that_take_it(app: Flask, name: str) -> None:
+    client = app.test_client()
+    plain = client.get(f"/static/{name}")
+    small = client.get(f"/static/{name}", headers={"Accept-Encoding": "gzip, deflate"})
+    assert "Content-Encoding" not in plain.headers
+    assert small.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(small.data) == plain.data
+    assert small.content_length < plain.content_length / 2
+    assert "Accept-Encoding" in small.vary
+    assert "Accept-Encoding" in plain.vary
+    assert small.headers["ETag"] != plain.headers["ETag"]
+
+
+def test_what_is_compressed_already_and_pages_stay_as_they_are(app: Flask) -> None:
+    for path in ("/static/inter.woff2", "/sign-in"):
+        answer = app.test_client().get(path, headers={"Accept-Encoding": "gzip"})
+        assert "Content-Encoding" not in answer.headers

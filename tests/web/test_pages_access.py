@@ -14,7 +14,7 @@ from kytecron.services import accounts, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.store import queries
 from kytecron.store.models import CronSession
-from kytecron.web import access
+from kytecron.web import access, words
 from kytecron.web.render import local_path
 from tests.pages import PASSWORD, Visitor, database, make_job, text_of, toast
 
@@ -360,3 +360,23 @@ def test_the_audit_log_names_who_used_a_page(app: Flask, operator: Visitor) -> N
             "127.0.0.1",
             "disable",
         )
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "said"),
+    [
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0", "Firefox on Linux"),
+        (
+            "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/130.0 Safari/537.36 Edg/130.0",
+            "Edge on Windows",
+        ),
+        (
+            "Mozilla/5.0 (Linux; Android 14) AppleWebKit/537.36 Chrome/130.0 Mobile Safari/537.36",
+            "Chrome on Android",
+        ),
+        ("curl/8.5.0", "curl/8.5.0"),
+        ("", "Unknown browser"),
+    ],
+)
+def test_a_session_names_its_browser(user_agent: str, said: str) -> None:
+    assert words.browser(user_agent) == said

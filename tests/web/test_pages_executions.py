@@ -399,3 +399,21 @@ def test_a_trace_is_read_whatever_it_holds() -> None:
     beyond = trace('  File "<job 1 v1>", line 999, in gone\nE: x', FAILING)
     assert isinstance(beyond[0], Frame)
     assert beyond[0].lines == []
+
+
+def test_a_run_that_waits_says_why(app: Flask, viewer: Visitor) -> None:
+    run = trigger(app, make_job(app, worker_tag="gpu"))
+    for part in (False, True):
+        text = text_of(viewer.get(f"/executions/{run}", part=part).text)
+        assert "Why does it wait?" in text
+        assert "It waits for a worker" in text
+
+
+def test_a_run_of_a_job_that_was_given_up_offers_to_recover_it(app: Flask, operator: Visitor) -> None:
+    job = make_job(app, max_retries=0)
+    run = run_once(app, job, Status.FAILED, error="no disk")
+    page = operator.get(f"/executions/{run}").text
+    assert "The job was given up." in page
+    assert f'action="/jobs/{job.id}/recover"' in page
+    operator.post(f"/jobs/{job.id}/recover")
+    assert "Run again" in operator.get(f"/executions/{run}").text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -14,7 +15,7 @@ from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db, queries
 from kytecron.store.models import CronJob, KyteCronJobVersionContent
-from tests.factories import claim_one
+from tests.factories import claim_one, runs_of
 from tests.pages import HELLO, Visitor, database, form_of, make_job, text_of, toast
 
 EVIL = '<script>alert(1)</script>"onmouseover="x'
@@ -145,7 +146,7 @@ def test_the_overview_tells_what_a_job_does_and_how_it_is_doing(app: Flask, view
         "extract",
     ):
         assert said in text
-    assert text.count("08:00:00 E") == 5, "the next five slots in the job's zone"
+    assert text.count("08:00 E") == 5, "the next five slots in the job's zone"
     assert "load" in text_of(viewer.get(f"/jobs/{parent.id}").text), "a parent names its children"
 
 
@@ -440,7 +441,7 @@ def test_the_preview_tells_the_sentence_the_slots_and_what_may_surprise(viewer: 
     query = "schedule_type=daily&time_of_day=02:30&timezone=Europe/Berlin"
     text = text_of(viewer.get(f"/jobs/preview?{query}", part=True).text)
     assert text.startswith("At 02:30 every day, Europe/Berlin time")
-    assert text.count("02:30:00 CE") == 5
+    assert text.count("02:30 CE") == 5
     assert "the clock goes from 02:00 to 03:00" in text
     wrong = text_of(viewer.get("/jobs/preview?schedule_type=daily&time_of_day=25:00", part=True).text)
     assert "Invalid time_of_day" in wrong
@@ -491,6 +492,45 @@ def test_the_start_page_says_what_needs_a_person(app: Flask, operator: Visitor) 
     assert "1 given up, need a person" in text
     part = operator.get("/", part=True)
     assert part.text.strip().startswith('<div id="dashboard"')
+
+
+def test_a_job_that_fails_often_does_not_hide_the_failures_of_others(app: Flask, viewer: Visitor) -> None:
+    once, often = make_job(app, "once", max_retries=0), make_job(app, "often", max_retries=20)
+    run_once(app, once, Outcome(Status.FAILED, error="no disk"))
+    run_once(app, often, Outcome(Status.FAILED, error="no net"))
+    with database(app) as session:
+        for _ in range(9):
+            retry = lifecycle.retry_now(session, runs_of(session, often)[-1].id, Actor("test"))
+            assert lifecycle.settle(session, [(claim_one(session), Outcome(Status.FAILED, error="no net"))])
+            assert retry.is_retry
+    page = viewer.get("/").text
+    assert "once" in text_of(page)
+    assert "often 10 times" in text_of(page)
+    assert page.count('id="failed-') == 2
+
+
+def test_the_verdict_leads_to_what_it_means(app: Flask, viewer: Visitor) -> None:
+    make_job(app, "hello")
+    assert re.search(r'class="verdict verdict-bad">.*href="/workers"', viewer.get("/").text)
+
+
+def test_a_row_of_a_job_that_was_given_up_does_not_fade(app: Flask, viewer: Visitor) -> None:
+    dead = make_job(app, "dead", max_retries=0)
+    run_once(app, dead, Outcome(Status.FAILED, error="no disk"))
+    off = make_job(app, "off", enabled=False)
+    page = viewer.get("/jobs").text
+    assert f'<tr id="job-{dead.id}">' in page
+    assert f'<tr id="job-{off.id}" class="row-off">' in page
+
+
+def test_a_start_that_is_refused_leaves_a_way_back(app: Flask, operator: Visitor) -> None:
+    job = make_job(app)
+    run = operator.post(f"/jobs/{job.id}/trigger", {"follow": "1"}, part=True)
+    assert run.headers["HX-Redirect"] == "/executions/1"
+    again = operator.post(f"/jobs/{job.id}/trigger", {"follow": "1"}, part=True)
+    assert (again.status_code, "Not started" in toast(again)) == (409, True)
+    plain = operator.post(f"/jobs/{job.id}/trigger", headers={"Referer": f"http://localhost/jobs/{job.id}"})
+    assert (plain.status_code, f'href="/jobs/{job.id}"' in plain.text) == (409, True)
 
 
 def test_the_page_says_why_a_job_has_not_run(app: Flask, operator: Visitor, viewer: Visitor) -> None:

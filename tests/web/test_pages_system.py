@@ -168,7 +168,7 @@ def test_the_audit_log_tells_both_sides_and_masks_secrets(app: Flask, admin: Vis
     page = admin.get("/audit")
     assert "hunter2" not in page.text
     text = text_of(page.text)
-    assert "the-admin web, 127.0.0.1 disable job 1, hello" in text
+    assert "the-admin web, 127.0.0.1 Disable job 1 : hello" in text
     assert "maintenance" in text
     assert "create" not in text_of(admin.get("/audit?action=disable", part=True).text)
     assert "No change matches" in admin.get("/audit?actor=nobody").text
