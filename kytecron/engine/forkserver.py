@@ -311,6 +311,7 @@ class ForkServer:
             run.cause = cause
             run.stopped = min(run.stopped, now)
             self._tell(STOPPING, cause, run.id)
+            self._send()  # before the signal: whatever the job then asks of the worker, the worker knows
         run.limit = inf
         run.kill_at = min(run.kill_at, now + grace)
         self._signal(run, signal.SIGTERM if grace > 0 else signal.SIGKILL)

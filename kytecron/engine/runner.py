@@ -439,6 +439,8 @@ class Runner:
     # The jobs
 
     def _listen(self, run: Run, closing: bool = False) -> None:
+        if run.closed:
+            return
         reading = 0 if closing or run.resting else selectors.EVENT_READ
         writing = selectors.EVENT_WRITE if run.unsent and not closing else 0
         control = (0 if run.control_ended else reading) | writing
@@ -524,6 +526,9 @@ class Runner:
         waiting.percent, waiting.note = percent, note
 
     def _heartbeat(self, run: Run, seconds: float) -> bool:
+        server = self._server
+        if server is not None and server.has_news():
+            self._on_server(server, selectors.EVENT_READ)  # perhaps it has begun to stop this run
         now = boot_time()
         lease_gone = run.lease is not None and now >= run.lease
         if run.stop is not None or run.stopping or run.dropped or lease_gone or not 0 < seconds < 1e9:

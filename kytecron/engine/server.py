@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -84,6 +85,12 @@ class Server:
             self.socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         else:
             self.socket.sendall(order)
+
+    def has_news(self) -> bool:
+        """Whether it has said something that was not received yet, or is gone."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def receive(self) -> list[News]:
         """What it says. Raises EOFError or ConnectionError when it is gone."""

@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.errors import KytecronError, NotFound, Unreadable
+from ..core.errors import Invalid, KytecronError, NotFound, Unreadable
 from ..core.states import UNSUCCESSFUL, Outcome, Status
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
@@ -540,6 +540,9 @@ class CronWorker:
         if isinstance(granted, KytecronError):
             # Another worker may have the key that is missing here: worth a retry.
             self._cannot_start(run, granted, permanent=False)
+            return None
+        if run.problem is not None:
+            self._cannot_start(run, Invalid({"parameters": run.problem}), permanent=True)
             return None
         if run.version is None:
             # Written by hand in SQL, its code to follow: not a reason to give up on the job.

@@ -322,7 +322,7 @@ def roll_up(
 def _added(row: Any, counts: Mapping[Status, int], durations: Sequence[int]) -> dict[str, Any]:
     """The columns of a day's row after some endings."""
     values = {str(status): (getattr(row, status) if row else 0) + counts.get(status, 0) for status in LETTERS}
-    histogram = dict(row.durations or {}) if row else {}
+    histogram = dict(row.durations) if row and isinstance(row.durations, dict) else {}
     for duration in durations:
         histogram[bucket(duration)] = histogram.get(bucket(duration), 0) + 1
     total = (row.duration_ms if row else 0) + sum(durations)

@@ -203,6 +203,8 @@ class ClaimedRun:
     memory_limit_mb: int | None
     cpu_limit_seconds: int | None
     continues_without_contact: bool
+    problem: str | None
+    """Why it cannot start: its row, written by hand, makes no sense."""
 
 
 @transactional
@@ -221,14 +223,21 @@ def held(session: Session, worker_id: str) -> list[ClaimedRun]:
 
 
 def _claimed(row: Any, worker_id: str) -> ClaimedRun:
+    objects = {
+        "the parameters of the job": row.job_parameters,
+        "the parameters of the run": row.parameters,
+        "the state of the job": row.state,
+    }
+    wrong = [name for name, value in objects.items() if not isinstance(value, dict | None)]
+    defaults, given, state = ({} if wrong else value or {} for value in objects.values())
     return ClaimedRun(
         claim=Claim(row.id, row.cron_job, worker_id, row.retry_count),
         job_name=row.name or "",
         version=row.run_version,
         content_hash=row.content_hash,
         has_secrets=bool(row.has_secrets),
-        parameters={**(row.job_parameters or {}), **(row.parameters or {})},
-        state=row.state or {},
+        parameters={**defaults, **given},
+        state=state,
         scheduled_time=row.scheduled_time,
         due_time=row.due_time or row.scheduled_time,
         previous_status=row.previous_status,
@@ -236,6 +245,7 @@ def _claimed(row: Any, worker_id: str) -> ClaimedRun:
         memory_limit_mb=row.memory_limit_mb,
         cpu_limit_seconds=row.cpu_limit_seconds,
         continues_without_contact=row.on_lost_contact == "continue",
+        problem=f"{wrong[0]} must be a JSON object, such as {{}}" if wrong else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import math
 import random
@@ -53,8 +54,12 @@ def engine_options(
     """
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": statement_seconds * 2 / 3, "check_same_thread": False}}
+        return {
+            "connect_args": {"timeout": statement_seconds * 2 / 3, "check_same_thread": False},
+            "json_deserializer": _read_json,
+        }
     options: dict[str, Any] = {
+        "json_deserializer": _read_json,
         "isolation_level": "READ COMMITTED",
         "pool_pre_ping": True,
         "pool_recycle": 1800,
@@ -86,6 +91,17 @@ def _parsed(url: str | URL) -> URL:
             }
         ) from None
     return parsed
+
+
+def _read_json(text: str) -> Any:
+    """What a JSON column holds; text that is no JSON, written by hand into SQLite, is itself.
+
+    Whoever needs an object looks whether it is one. One bad row must not keep a whole batch from being read.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _idle_limit(seconds: float | None) -> str:

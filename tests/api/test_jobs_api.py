@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import Session
 
@@ -198,6 +199,8 @@ def test_upcoming_slots_end_where_the_job_does(api: Caller, rows: Session) -> No
     manual = api(f"GET /jobs/{api.job('manual')['id']}/upcoming").json
     assert (manual["slots"], manual["warnings"]) == ([], [])
     rows.add(CronJob(name="by hand", schedule_type="cron", cron_expression="whenever", day_of_week="?"))
+    rows.flush()
+    rows.execute(sa.text("UPDATE CronJob SET parameters = '[1]' WHERE name = 'by hand'"))
     rows.commit()
     odd = next(job for job in api("GET /jobs").json["items"] if job["name"] == "by hand")
     assert "cron_expression" in odd["schedule"]

@@ -380,7 +380,7 @@ def test_every_wrong_field_of_every_job_is_told(session: Session):
         entry("g"),
     )
     assert found["a.time_of_day"].startswith("Job 'a': time_of_day is required for daily schedule type")
-    assert "less than or equal to 9" in found["b.priority"]
+    assert found["b.priority"] == "Job 'b': priority must be at most 9"
     assert found["b.code"].startswith("Job 'b': line 1, column 4")
     assert found["c.colour"] == "Job 'c': colour is not a known field"
     assert found["c.depends_on"].startswith("Job 'c': depends_on must be a list of the names")

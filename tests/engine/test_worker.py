@@ -219,6 +219,32 @@ def test_a_job_without_code_is_skipped_with_words_until_it_has_some(
         wait_for_statuses(session, bare, "skipped", "completed")
 
 
+@pytest.mark.parametrize("written", ["'[1, 2]'", "'{broken'"], ids=["no object", "no JSON"])
+def test_a_row_whose_parameters_make_no_sense_holds_up_no_other(
+    sqlite_settings: Settings, journal: Journal, written: str
+) -> None:
+    """SQLite takes any text; MariaDB at least asks for JSON."""
+    engine = db.make_engine(sqlite_settings)
+    with db.make_sessions(engine)() as session:
+        bad, good = (
+            make_job(session, journal.code(), schedule_type="interval", interval_seconds=1) for _ in "ab"
+        )
+        session.execute(sa.text(f"UPDATE CronJob SET parameters = {written} WHERE id = {bad.id}"))
+        session.commit()
+
+        def given_up() -> bool:
+            session.rollback()
+            session.refresh(bad)
+            return bad.in_dead_letter_queue
+
+        with working(sqlite_settings):
+            wait_for(lambda: sum(entry["job"] == good.id for entry in journal.entries("end")) >= 2)
+            wait_for(given_up)
+        reason = bad.dead_letter_reason
+    engine.dispose()
+    assert "the parameters of the job must be a JSON object, such as {}" in (reason or "")
+
+
 def test_sigterm_waits_for_a_running_job_and_claims_nothing_new(
     settings: Settings, session: Session, journal: Journal
 ) -> None:

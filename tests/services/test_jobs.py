@@ -131,15 +131,15 @@ def own_manager(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> I
         yield manager
 
 
-def test_a_database_of_another_version_is_refused_with_the_command_to_run(
+def test_a_database_that_a_newer_version_made_is_refused(
     sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = db.make_engine(sqlite_settings)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'older'")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'newer'")
     engine.dispose()
     monkeypatch.setattr(base, "default_settings", lambda: sqlite_settings)
-    with pytest.raises(Conflict, match="Run: flask --app wsgi db upgrade"):
+    with pytest.raises(Conflict, match="a newer version of kytecron made it"):
         CronJobManager()
 
 

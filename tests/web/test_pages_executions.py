@@ -64,7 +64,8 @@ def run_once(app: Flask, job: CronJob, status: Status = Status.COMPLETED, **outc
 
 def say(app: Flask, claim: Claim, seq: int, text: str) -> None:
     with database(app) as session:
-        assert not lifecycle.append_output(session, [Progress(claim, [(seq, text, False)])])
+        stored = lifecycle.append_output(session, [Progress(claim, [(seq, text, False)])])
+    assert not any(stored), "it is held, and nobody has locked it"
 
 
 def ids(response: TestResponse) -> list[int]:

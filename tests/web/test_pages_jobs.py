@@ -116,6 +116,8 @@ def test_a_job_written_into_the_table_by_hand_is_shown_with_what_is_wrong(
             CronJob(name="by hand", schedule_type="cron", cron_expression="99 * * * *", timezone="Mars/X")
         )
         session.commit()
+        session.execute(sa.text("UPDATE CronJob SET parameters = '{broken', state = '[1]'"))
+        session.commit()
     assert "99" in viewer.get("/jobs").text
     assert viewer.get("/jobs/1").status_code == 200
     assert viewer.get("/jobs/1/executions").status_code == 200
