@@ -151,17 +151,19 @@ class Noting(CronJobBase):
     def soon(self, seconds: float) -> datetime:
         return self.now() + timedelta(seconds=seconds)
 
-    def wait_for_notes(self, count: int) -> list[tuple[int, int, float]]:
-        """(execution, job, time) of each run, once there are `count`."""
+    def wait_for_notes(self, count: int, pause: float = 0.02) -> list[tuple[int, int, float]]:
+        """(execution, job, time) of each run, once there are `count`; looks every `pause` seconds."""
 
         def enough() -> bool:
             return self.notes.exists() and self.notes.read_bytes().count(b"\n") >= count
 
-        wait_for(enough, f"{count} notes", PATIENCE)
+        wait_for(enough, f"{count} notes", PATIENCE, pause)
         lines = self.notes.read_text().splitlines()
         return [(int(a), int(b), float(c)) for a, b, c in (line.split() for line in lines)]
 
-    def wait_until_settled(self) -> None:
+    def wait_until_settled(self, pause: float = 0.02) -> None:
+        """Look every `pause` seconds: seldom where looking would take the time that is measured."""
+
         def settled() -> bool:
             self.session.rollback()
             active = sa.select(sa.func.count()).where(
@@ -170,7 +172,7 @@ class Noting(CronJobBase):
             )
             return not self.session.scalar(active)
 
-        wait_for(settled, "all runs to end", PATIENCE)
+        wait_for(settled, "all runs to end", PATIENCE, pause)
 
     def executions(self) -> list[Any]:
         self.session.rollback()

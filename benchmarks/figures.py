@@ -42,8 +42,8 @@ def _lateness_of(bench: Bench, job: object, delays: list[float]) -> list[float]:
         start = bench.now()
         slots = [start + timedelta(seconds=delay) for delay in delays]
         due = dict(zip(bench.copies(job, slots), slots, strict=True))  # type: ignore[arg-type]
-        notes = bench.wait_for_notes(len(slots))
-        bench.wait_until_settled()
+        notes = bench.wait_for_notes(len(slots), pause=0.5)
+        bench.wait_until_settled(pause=0.5)
     return [at - due[job_id].timestamp() for _, job_id, at in notes if job_id in due]
 
 
@@ -62,7 +62,7 @@ def throughput(bench: Bench) -> list[Figure]:
     bench.backlog(bench.copies(job, [bench.soon(86_400)] * 2000))
     bare = bare_fork_rate(2000)
     with bench.worker():
-        bench.wait_until_settled()
+        bench.wait_until_settled(pause=0.5)
     runs = bench.executions()
     assert all(run.status == "completed" for run in runs), "a run did not complete"
     seconds = (max(run.completed_at for run in runs) - min(run.started_at for run in runs)).total_seconds()

@@ -24,7 +24,7 @@ T = TypeVar("T")
 PATIENCE = 30.0
 
 
-def wait_for(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE) -> T:
+def wait_for(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE, pause: float = 0.02) -> T:
     """The first true value of `condition`; fails after `seconds` with what was waited for."""
     deadline = time.monotonic() + seconds
     while True:
@@ -33,7 +33,7 @@ def wait_for(condition: Callable[[], T], what: str = "", seconds: float = PATIEN
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {seconds:g} s for {what or condition}")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 class WorkerProcess:

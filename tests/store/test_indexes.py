@@ -75,3 +75,23 @@ def test_the_few_jobs_that_matter_are_looked_up_among_the_many(
     assert lines
     # MariaDB: `ALL` reads every row of a table, `index` every row of an index.
     assert not [line for line in lines if line in ("ALL", "index") or line.startswith("SCAN CronJob")]
+
+
+def test_a_claim_takes_the_first_of_a_long_queue_without_sorting_it(session: Session) -> None:
+    rows = [
+        claims.new_run(
+            cron_job=number,
+            scheduled_time=NOW,
+            origin="schedule",
+            due_time=NOW,
+            queue_time=NOW,
+            priority=5,
+            worker_tag="",
+        )
+        for number in range(JOBS)
+    ]
+    claims.insert_slots(session, rows)
+    session.commit()
+    lines = plan(session, lambda session: claims.take(session, "worker", (), 8, NOW, NOW))
+    assert lines
+    assert not [line for line in lines if line == "ALL" or "SCAN" in line or "TEMP B-TREE" in line]
