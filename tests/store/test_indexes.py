@@ -92,6 +92,6 @@ def test_a_claim_takes_the_first_of_a_long_queue_without_sorting_it(session: Ses
     ]
     claims.insert_slots(session, rows)
     session.commit()
-    lines = plan(session, lambda session: claims.take(session, "worker", (), 8, NOW, NOW))
+    lines = plan(session, lambda session: claims._lock_due(session, (), 8, NOW))
     assert lines
     assert not [line for line in lines if line == "ALL" or "SCAN" in line or "TEMP B-TREE" in line]
