@@ -15,7 +15,7 @@ from kytecron.config import Settings
 from kytecron.store import db, schema
 from kytecron.store.models import Base
 
-from .mariadb import MariaDB, find_mariadbd
+from .mariadb import MariaDB, serving
 
 # Nothing a developer has set may change what the tests see.
 for name in [name for name in os.environ if name.startswith("KYTECRON_")]:
@@ -37,17 +37,8 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
     """A MariaDB server of the test session's own; tests may stop, freeze and kill it if they restart it."""
-    if find_mariadbd() is None:
-        if os.environ.get("KYTECRON_TEST_REQUIRE_ALL"):
-            pytest.fail("mariadbd is required here (package mariadb-server)")
-        pytest.skip("no mariadbd on this machine (package mariadb-server)")
-    server = MariaDB(tmp_path_factory.mktemp("mariadb"))
-    server.start()
-    engine = db.make_engine(Settings(database_url=server.url))
-    schema.upgrade(engine)
-    engine.dispose()
-    yield server
-    server.stop()
+    with serving(tmp_path_factory.mktemp("mariadb")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pymysql
+import pytest
+
+from kytecron.config import Settings
+from kytecron.store import db, schema
 
 DATABASE = "kytecron"
 
@@ -119,3 +126,22 @@ class MariaDB:
         assert self.process
         self.process.terminate()
         self.process.wait(timeout=30)
+
+
+@contextmanager
+def serving(directory: Path, *options: str) -> Iterator[MariaDB]:
+    """A server that has the tables, for the tests of one scope; skips them, or fails where nothing may be skipped."""
+    if find_mariadbd() is None:
+        if os.environ.get("KYTECRON_TEST_REQUIRE_ALL"):
+            pytest.fail("mariadbd is required here (package mariadb-server)")
+        pytest.skip("no mariadbd on this machine (package mariadb-server)")
+    server = MariaDB(directory, *options)
+    server.start()
+    try:
+        engine = db.make_engine(Settings(database_url=server.url))
+        schema.upgrade(engine)
+        engine.dispose()
+        yield server
+    finally:
+        server.thaw()
+        server.stop()

@@ -10,10 +10,9 @@ import pymysql
 import pytest
 
 from kytecron.config import Settings
-from kytecron.store import db, schema
 from kytecron.store.models import Base
 from tests.faults.proxy import Proxy
-from tests.mariadb import DATABASE, MariaDB, find_mariadbd
+from tests.mariadb import DATABASE, MariaDB, serving
 from tests.workers import Journal
 
 
@@ -39,20 +38,12 @@ def proxied(mariadb_settings: Settings, proxy: Proxy) -> Settings:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
     """A MariaDB of this module alone: stopped, killed and frozen by its tests."""
-    if find_mariadbd() is None:
-        pytest.skip("no mariadbd on this machine (package mariadb-server)")
-    server = MariaDB(tmp_path_factory.mktemp("server"))
-    server.start()
-    with root(server) as connection, connection.cursor() as cursor:
-        # `read_only` does not hold for root.
-        cursor.execute("CREATE USER worker@127.0.0.1")
-        cursor.execute(f"GRANT ALL ON {DATABASE}.* TO worker@127.0.0.1")
-    engine = db.make_engine(Settings(database_url=server.url))
-    schema.upgrade(engine)
-    engine.dispose()
-    yield server
-    server.thaw()
-    server.stop()
+    with serving(tmp_path_factory.mktemp("server")) as server:
+        with root(server) as connection, connection.cursor() as cursor:
+            # `read_only` does not hold for root.
+            cursor.execute("CREATE USER worker@127.0.0.1")
+            cursor.execute(f"GRANT ALL ON {DATABASE}.* TO worker@127.0.0.1")
+        yield server
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
 from kytecron.services import lifecycle
-from kytecron.store import db, schema
+from kytecron.store import db
 from tests.conftest import empty
 from tests.factories import LEASE, WORKER, add_job, ago
 from tests.faults.scene import clockwork, crew, in_the_end, keeps_going
-from tests.mariadb import MariaDB, find_mariadbd
+from tests.mariadb import MariaDB, serving
 from tests.workers import Journal, executions, wait_for
 
 pytestmark = pytest.mark.mariadb
@@ -24,15 +24,8 @@ pytestmark = pytest.mark.mariadb
 @pytest.fixture(scope="module")
 def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
     """A MariaDB that says it is older than it is, so that it is never asked for SKIP LOCKED."""
-    if find_mariadbd() is None:
-        pytest.skip("no mariadbd on this machine (package mariadb-server)")
-    server = MariaDB(tmp_path_factory.mktemp("old"), "--version=10.5.9-MariaDB")
-    server.start()
-    engine = db.make_engine(Settings(database_url=server.url))
-    schema.upgrade(engine)
-    engine.dispose()
-    yield server
-    server.stop()
+    with serving(tmp_path_factory.mktemp("old"), "--version=10.5.9-MariaDB") as server:
+        yield server
 
 
 @pytest.fixture
