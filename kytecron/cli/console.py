@@ -186,6 +186,14 @@ def on_terminal() -> bool:
     return sys.stdout.isatty()
 
 
+def ask_unseen(field: str, option: str) -> str:
+    """A text typed twice and not shown. Raises Invalid, with the `option` that does without, where nobody can type."""
+    if not sys.stdin.isatty():
+        raise Invalid({field: f"{field}: nobody can be asked here; give it with {option}"})
+    text: str = click.prompt(field.capitalize(), hide_input=True, confirmation_prompt=True, err=True)
+    return text
+
+
 WRAPPED = frozenset({"NAME", "JOB", "SCHEDULE", "WHY", "REASON", "MESSAGE", "WHAT", "TAGS"})
 """Columns that a narrow terminal breaks into lines. The others, ids first, are never cut or broken."""
 

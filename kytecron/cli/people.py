@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from ..core.errors import Invalid
 from ..services import accounts
 from . import console, shapes
 from .console import ID, Group, json_option, say, yes_option
@@ -41,10 +40,7 @@ def _password(from_input: bool) -> str:
     if from_input:
         # No more than needed to see that it is too long.
         return sys.stdin.readline(2 * accounts.MAX_PASSWORD).rstrip("\r\n")
-    if not sys.stdin.isatty():
-        raise Invalid({"password": "password: nobody can be asked here; give it with --password-stdin"})
-    password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-    return password
+    return console.ask_unseen("password", "--password-stdin")
 
 
 def _print_link(username: str, err: bool = False) -> None:

@@ -6,7 +6,6 @@ import sys
 
 import click
 
-from ..core.errors import Invalid
 from ..services import secrets as service
 from . import console
 from .console import Group, json_option, say, yes_option
@@ -59,10 +58,7 @@ def _value(from_input: bool) -> str:
     if from_input:
         # The last line end is the shell's. No more is read than shows that the value is too long.
         return sys.stdin.read(2 * service.MAX_VALUE_BYTES).removesuffix("\n")
-    if not sys.stdin.isatty():
-        raise Invalid({"value": "value: nobody can be asked here; give it with --stdin"})
-    value: str = click.prompt("Value", hide_input=True, confirmation_prompt=True, err=True)
-    return value
+    return console.ask_unseen("value", "--stdin")
 
 
 @secrets.command()

@@ -139,8 +139,11 @@ def prepare() -> None:
 def enter(directory: str) -> None:
     """Work in `directory`. All runs share it, and one of them may have removed it: then it is made again."""
     try:
-        os.makedirs(directory, exist_ok=True)
-        os.chdir(directory)
+        try:
+            os.chdir(directory)
+        except FileNotFoundError:
+            os.makedirs(directory, exist_ok=True)
+            os.chdir(directory)
     except OSError:
         pass  # most jobs need none
 

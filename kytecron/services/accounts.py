@@ -706,15 +706,11 @@ def _forget_tries(session: Session, tries: list[tuple[str, datetime]]) -> None:
 
 def _count(session: Session, key: str, limit: int, per_seconds: int, said: str) -> datetime:
     now = db.now(session)
-    window = _window(now, per_seconds)
+    window = datetime.fromtimestamp(now.timestamp() // per_seconds * per_seconds, UTC)
     if not _add_one(session, key, window, limit):
         wait = max(1, math.ceil((window - now).total_seconds() + per_seconds))
         raise TooManyRequests(f"{said} Try again in {_in_words(wait)}.", wait)
     return window
-
-
-def _window(now: datetime, per_seconds: int) -> datetime:
-    return datetime.fromtimestamp(now.timestamp() // per_seconds * per_seconds, UTC)
 
 
 def _add_one(session: Session, key: str, window: datetime, limit: int) -> bool:
