@@ -706,11 +706,16 @@ def _forget_tries(session: Session, tries: list[tuple[str, datetime]]) -> None:
 
 def _count(session: Session, key: str, limit: int, per_seconds: int, said: str) -> datetime:
     now = db.now(session)
-    window = datetime.fromtimestamp(now.timestamp() // per_seconds * per_seconds, UTC)
+    window = _window(now, per_seconds)
     if not _add_one(session, key, window, limit):
         wait = max(1, math.ceil((window - now).total_seconds() + per_seconds))
         raise TooManyRequests(f"{said} Try again in {_in_words(wait)}.", wait)
     return window
+
+
+def _window(now: datetime, per_seconds: int) -> datetime:
+    """Its start on the clock. Tests hold it, since one may end between two requests."""
+    return datetime.fromtimestamp(now.timestamp() // per_seconds * per_seconds, UTC)
 
 
 def _add_one(session: Session, key: str, window: datetime, limit: int) -> bool:
