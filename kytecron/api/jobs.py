@@ -11,7 +11,7 @@ from flask import Response
 
 from ..core import preview as previews
 from ..core import source
-from ..core.errors import Invalid
+from ..core.errors import Invalid, NotFound
 from ..core.schedule import Schedule, zone
 from ..core.states import FINAL, Status
 from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, why
@@ -146,7 +146,11 @@ def recover_job(call: Call, job_id: int) -> shapes.JobDetail:
 def rollback_job(call: Call, job_id: int, body: RollbackBody) -> shapes.JobDetail:
     """Make an old version of a job's code current again."""
     manager = _manager(call)
-    manager.rollback(job_id, body.version)
+    manager.get(job_id)
+    try:
+        manager.rollback(job_id, body.version)
+    except NotFound as error:  # the job is there: it is the body that names what is not
+        raise Invalid({"version": f"{error}. Its versions: GET /jobs/{job_id}/versions"}) from error
     return _detail(call, manager.get(job_id))
 
 

@@ -230,7 +230,10 @@ def test_versions_are_listed_read_compared_rolled_back_and_pruned(api: Caller) -
     changed = next(row for row in compared["rows"] if row["kind"] == "changed")
     assert [part["text"] for part in changed["new"] if part["marked"]] == ["ciao"]
     assert api(f"POST /jobs/{job}/rollback", json={"version": 1}).json["current_version"] == 1
-    assert api(f"POST /jobs/{job}/rollback", json={"version": 9}).status_code == 404
+    unknown = api(f"POST /jobs/{job}/rollback", json={"version": 9})
+    assert unknown.status_code == 422, "the address is right, what the body names is not"
+    assert unknown.json["error"]["fields"]["version"].startswith(f"Version 9 not found for job {job}.")
+    assert api("POST /jobs/999/rollback", json={"version": 1}).status_code == 404
     assert api(f"POST /jobs/{job}/versions/prune", json={"keep": 1}).json == {"removed": 1}
     stats = api("GET /contents/stats").json
     assert (stats["contents"], stats["versions"]) == (2, 2)
