@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from ..core.statistics import bucket
 from ..store import claims, db
 from ..store.claims import JOB
 from ..store.models import CronJobDailyStat
+from ..store.prepared import Prepared
 from . import audit, notify, slots
 from .slots import DEPENDENCY
 
@@ -47,13 +49,22 @@ TAIL_SEQ = 1_000_000
 KEPT_STACK = 100_000
 
 
-def end(session: Session, jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]) -> None:
-    """Write the endings of locked rows, whose jobs (`jobs`, by id) are locked too."""
+def end(
+    session: Session,
+    jobs: Mapping[int, Any],
+    ended: Sequence[tuple[Any, Outcome]],
+    now: datetime | None = None,
+) -> None:
+    """Write the endings of locked rows, whose jobs (`jobs`, by id) are locked too.
+
+    Of either it takes to know what `lock_held` and `lock_free_jobs` tell: the rest is read where it is needed.
+    """
     if not ended:
         return
-    now = db.now(session)
+    now = now or db.now(session)
+    jobs = {**jobs, **claims.read_jobs(session, _to_read_whole(jobs, ended))}
     tallies = {job_id: _Tally(job) for job_id, job in jobs.items()}
-    retries: list[dict[str, Any]] = []
+    retries: dict[int, datetime] = {}
     for row, outcome in ended:
         _store_output(session, row.id, outcome)
         tally = tallies.get(row.cron_job)
@@ -61,15 +72,16 @@ def end(session: Session, jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Ou
             continue
         decision = _decide(tally.job, row, outcome, now)
         if isinstance(decision, retry.RetryAt):
-            retries.append(_retry_row(row, decision.when))
+            retries[row.id] = decision.when
             if decision.note:
                 log.warning("job %s: %s", row.cron_job, decision.note)
         tally.add(row, outcome, decision, now)
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
-    claims.insert_slots(session, retries)
+    again = claims.read_runs(session, retries.keys())
+    claims.insert_slots(session, [_retry_row(row, retries[row_id]) for row_id, row in again.items()])
     touched = [tally for tally in tallies.values() if tally.counts]
     _plan_after_completion(session, touched, now)
-    claims.update_jobs(session, [tally.row() for tally in touched])
+    claims.update_jobs(session, [tally.row() for tally in touched if tally.values])
     roll_up(session, now, {tally.job.id: (tally.counts, tally.durations) for tally in touched})
     for tally in touched:
         tally.save_rest(session, now)
@@ -80,7 +92,23 @@ def end(session: Session, jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Ou
     )
 
 
+def _to_read_whole(jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]) -> set[int]:
+    """Jobs of which it takes more than ON_COMPLETION to know."""
+    return {
+        row.cron_job
+        for row, outcome in ended
+        if (job := jobs.get(row.cron_job)) is not None
+        and (
+            outcome.status is not Status.COMPLETED
+            or job.consecutive_failures
+            or slots.counts_from_completion(job)
+        )
+    }
+
+
 def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decision:
+    if outcome.status is Status.COMPLETED:
+        return retry.Done()
     policy = retry.Policy(
         job.retry_strategy, job.max_retries, job.retry_delay_seconds, job.retry_max_delay_seconds
     )
@@ -97,12 +125,9 @@ def _was_disabled_by_person(job: Any) -> bool:
 
 
 def _final_values(row: Any, outcome: Outcome, now: datetime) -> dict[str, Any]:
-    return {
+    values = {
         "status": outcome.status,
         "completed_at": now,
-        "due_time": row.due_time or row.scheduled_time,
-        "waiting_for": None,
-        "waiting_until": None,
         "duration_ms": outcome.duration_ms,
         "cpu_ms": outcome.cpu_ms,
         "memory_peak_mb": outcome.memory_peak_mb,
@@ -114,6 +139,11 @@ def _final_values(row: Any, outcome: Outcome, now: datetime) -> dict[str, Any]:
         "output": outcome.output if 0 < len(outcome.output) <= INLINE_OUTPUT else None,
         "output_bytes": outcome.output_bytes or row.output_bytes,
     }
+    if row.status == Status.PENDING:
+        waited = {"due_time": row.due_time or row.scheduled_time, "waiting_for": None, "waiting_until": None}
+        return values | waited
+    # Nothing has been written yet of what a run brings: most of it stays as it is.
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _store_output(session: Session, execution_id: int, outcome: Outcome) -> None:
@@ -210,7 +240,8 @@ class _Tally:
             "duration_total_ms": outcome.duration_ms or 0,
         }
         for name, amount in counters.items():
-            self.values[name] = self._get(name) + int(amount)
+            if amount:
+                self.values[name] = self._get(name) + int(amount)
         if outcome.duration_ms is not None:
             self.durations.append(outcome.duration_ms)
         letters = self._get("recent_results") + LETTERS[outcome.status]
@@ -255,8 +286,8 @@ class _Tally:
             self.values["next_run_time"] = when
 
     def row(self) -> dict[str, Any]:
-        """The job's AFTER_ENDING columns as they are to be."""
-        return {"job_id": self.job.id, **{name: self._get(name) for name in claims.AFTER_ENDING}}
+        """What changes in the job's row."""
+        return {"job_id": self.job.id, **self.values}
 
     def save_rest(self, session: Session, now: datetime) -> None:
         """What few endings bring: state, messages, the dead letter."""
@@ -284,13 +315,27 @@ def _plan_after_completion(session: Session, tallies: Sequence[_Tally], now: dat
         one.plan(None if one.job.id in going else slots.plan_after_completion(one.job, now))
 
 
-_STATS_OF_DAY = sa.select(STAT).where(STAT.c.cron_job.in_(claims.IDS), STAT.c.day == sa.bindparam("day"))
-_STAT_COLUMNS = (*(str(status) for status in LETTERS), "duration_ms", "durations")
-_UPDATE_STATS = (
-    sa.update(STAT)
-    .where(STAT.c.cron_job == sa.bindparam("stat_job"), STAT.c.day == sa.bindparam("stat_day"))
-    .values({name: sa.bindparam(name) for name in _STAT_COLUMNS})
+_STATS_OF_DAY = Prepared(
+    sa.select(STAT).where(STAT.c.cron_job.in_(claims.IDS), STAT.c.day == sa.bindparam("day"))
 )
+
+
+@lru_cache(maxsize=4)
+def _put_stats(dialect: str) -> Prepared:
+    """A day's row with these values, whether it was there or not."""
+    insertion = db.insertion(STAT, dialect).values(
+        {column.name: sa.bindparam(column.name, type_=column.type) for column in STAT.c}
+    )
+    counts = [column.name for column in STAT.c if not column.primary_key]
+    if dialect in db.MYSQL_DIALECTS:
+        return Prepared(
+            insertion.on_duplicate_key_update({name: insertion.inserted[name] for name in counts})
+        )
+    return Prepared(
+        insertion.on_conflict_do_update(
+            index_elements=list(STAT.primary_key), set_={name: insertion.excluded[name] for name in counts}
+        )
+    )
 
 
 def roll_up(
@@ -302,21 +347,13 @@ def roll_up(
     """
     if not endings:
         return
-    connection, day = session.connection(), now.date()
-    known = {
-        row.cron_job: row for row in connection.execute(_STATS_OF_DAY, {"ids": list(endings), "day": day})
-    }
-    new, changed = [], []
-    for job_id, (counts, durations) in endings.items():
-        values = _added(known.get(job_id), counts, durations)
-        if job_id in known:
-            changed.append({"stat_job": job_id, "stat_day": day, **values})
-        else:
-            new.append({"cron_job": job_id, "day": day, **values})
-    if new:
-        connection.execute(sa.insert(STAT), new)
-    if changed:
-        connection.execute(_UPDATE_STATS, changed)
+    day = now.date()
+    known = {row.cron_job: row for row in _STATS_OF_DAY.rows(session, {"ids": list(endings), "day": day})}
+    rows = [
+        {"cron_job": job_id, "day": day, **_added(known.get(job_id), counts, durations)}
+        for job_id, (counts, durations) in endings.items()
+    ]
+    _put_stats(db.connection(session).dialect.name).run_many(session, rows)
 
 
 def _added(row: Any, counts: Mapping[Status, int], durations: Sequence[int]) -> dict[str, Any]:
@@ -366,7 +403,7 @@ def count_skips(session: Session, rows: Sequence[Mapping[str, Any]], now: dateti
 # -- what a chain's end sets free ----------------------------------------------------------------------------
 
 
-_CHILDREN = (
+_CHILDREN = Prepared(
     sa.select(DEPENDENCY.c.cron_job, JOB.c.dependency_mode)
     .join(JOB, JOB.c.id == DEPENDENCY.c.cron_job)
     .where(DEPENDENCY.c.parent.in_(claims.IDS), JOB.c.enabled.is_(True))
@@ -378,7 +415,7 @@ def after_endings(session: Session, job_ids: Collection[int], now: datetime) -> 
     """Chains of these jobs have ended: release what they held up and start the children that they trigger."""
     if not job_ids:
         return
-    children = session.connection().execute(_CHILDREN, {"ids": list(job_ids)}).all()
+    children = _CHILDREN.rows(session, {"ids": list(job_ids)})
     gated = [row.cron_job for row in children if row.dependency_mode != "trigger"]
     look_at_held(session, {*job_ids, *gated}, now)
     for child in sorted(row.cron_job for row in children if row.dependency_mode == "trigger"):

@@ -51,17 +51,16 @@ class Look:
     """Runs of this worker that somebody asked to stop, with the reason."""
 
 
-def look(session: Session, worker_id: str, *, holds_runs: bool) -> Look:
+def look(at: db.At, worker_id: str, *, holds_runs: bool) -> Look:
     """When the next pending run and the next slot are due, and which runs are to be stopped. Reads a few index rows."""
-    now = db.now(session)
-    run_due, slot_due = claims.next_instants(session)
-    cancels = claims.cancel_requests(session, worker_id) if holds_runs else {}
-    return Look(now, run_due, slot_due, cancels)
+    instants = claims.next_instants(at)
+    cancels = claims.cancel_requests(at, worker_id) if holds_runs else {}
+    return Look(instants.now, instants.run, instants.slot, cancels)
 
 
-def irregularities(session: Session) -> claims.Irregularities:
+def irregularities(at: db.At) -> claims.Irregularities:
     """What needs `reap`, `release_waiting` or `adopt`. Reads only."""
-    return claims.irregularities(session, db.now(session))
+    return claims.irregularities(at, db.now(at))
 
 
 # -- due slots become executions -----------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
         else:
             next_times[job.id] = following
     claims.insert_slots(session, rows)
-    if next_times and claims.move_next_run_times(session, now, next_times) != len(next_times):
+    if claims.move_next_run_times(session, next_times) != len(next_times):
         raise RuntimeError("a locked job changed under its lock")
     endings.count_skips(session, rows, now)
     for job_id, active in around.replaced.items():
@@ -212,8 +211,7 @@ def claim(
     session: Session, worker_id: str, tags: Collection[str], limit: int, lease_seconds: float
 ) -> list[ClaimedRun]:
     """Take up to `limit` due runs under a lease of `lease_seconds`, most urgent first."""
-    now = db.now(session)
-    rows = claims.take(session, worker_id, tags, limit, now, now + timedelta(seconds=lease_seconds))
+    rows = claims.take(session, worker_id, tags, limit, timedelta(seconds=lease_seconds))
     return [_claimed(row, worker_id) for row in rows]
 
 
@@ -346,10 +344,10 @@ def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
 
     The result of a run that is no longer held is dropped; what is locked does not keep the others waiting.
     """
-    jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
+    jobs, taken, now = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
     rows, busy = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
-    endings.end(session, jobs, ours)
+    endings.end(session, jobs, ours, now)
     return Settled(set(rows), busy | {claim.execution_id for claim, _ in ended if claim.job_id in taken})
 
 
@@ -368,7 +366,7 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
             vanished[claim] = "its worker's process is gone"
     if not vanished:
         return []
-    jobs, taken = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
+    jobs, taken, _ = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
     # Read again under lock: the worker may have renewed or finished since.
     rows, _ = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
     ours = [
@@ -544,7 +542,7 @@ def abandon_pending(session: Session, job_id: int, reason: str) -> int:
 @transactional
 def release_waiting(session: Session) -> int:
     """Look again at every held run, so that none waits for an event that was missed; returns how many moved."""
-    free, _ = claims.lock_free_jobs(session, claims.held_job_ids(session))
+    free = claims.lock_free_jobs(session, claims.held_job_ids(session)).free
     return endings.look_at_held(session, free, db.now(session))
 
 

@@ -36,6 +36,7 @@ from ..core.states import UNSUCCESSFUL, Status
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import CronOutbox
+from ..store.prepared import Prepared
 from . import audit
 from .audit import Actor
 from .webhook import DeliveryFailed, post_json, validate_webhook_url
@@ -235,17 +236,19 @@ def deliver(sessions: Callable[[], Session], settings: Settings, worker_id: str,
     return len(letters)
 
 
+_OLDEST_DUE = Prepared(
+    sa.select(sa.func.min(CronOutbox.id).label("id"))
+    .where(CronOutbox.status.in_(("pending", "sending")), CronOutbox.due_time <= sa.bindparam("now"))
+    # One for each target: a hundred messages for a dead one must not stand before the others.
+    .group_by(CronOutbox.channel, CronOutbox.target)
+    .order_by(sa.func.min(CronOutbox.due_time))
+    .limit(sa.bindparam("most"))
+)
+
+
 def _claim(session: Session, worker_id: str, limit: int) -> list[_Letter]:
     now = db.now(session)
-    oldest = (
-        sa.select(sa.func.min(CronOutbox.id))
-        .where(CronOutbox.status.in_(("pending", "sending")), CronOutbox.due_time <= now)
-        # One for each target: a hundred messages for a dead one must not stand before the others.
-        .group_by(CronOutbox.channel, CronOutbox.target)
-        .order_by(sa.func.min(CronOutbox.due_time))
-        .limit(limit)
-    )
-    ids = session.scalars(oldest).all()
+    ids = [row.id for row in _OLDEST_DUE.rows(session, {"now": now, "most": limit})]
     return _take(session, ids, worker_id, now) if ids else []
 
 

@@ -30,6 +30,7 @@ from ..store.models import (
     CronToken,
     KyteCronJobVersion,
 )
+from ..store.prepared import Prepared
 from . import audit
 from .accounts import MAX_THROTTLE_SECONDS
 from .audit import Actor
@@ -111,16 +112,33 @@ def _job_ids(session: Session) -> Sequence[int]:
     return session.scalars(sa.select(CronJob.id).order_by(CronJob.id)).all()
 
 
+# Asked for each job, few of which have anything to remove.
+_SURPLUS = Prepared(
+    sa.select(CronJobExecution.id)
+    .where(CronJobExecution.cron_job == sa.bindparam("job"))
+    .order_by(CronJobExecution.id.desc())
+    .offset(sa.bindparam("keep"))
+    .limit(1)
+)
+_ENDED = Prepared(
+    sa.select(
+        CronJobExecution.id,
+        sa.func.coalesce(CronJobExecution.completed_at, CronJobExecution.scheduled_time).label("ended_at"),
+    )
+    .where(
+        CronJobExecution.cron_job == sa.bindparam("job"),
+        CronJobExecution.id > sa.bindparam("after"),
+        CronJobExecution.status.in_(FINAL),
+    )
+    .order_by(CronJobExecution.id)
+    .limit(sa.bindparam("most"))
+)
+
+
 def _newest_surplus(session: Session, job_id: int, keep: int) -> int:
     """The id of the job's newest execution beyond the `keep` newest; 0 if it has no more than these."""
-    query = (
-        sa.select(CronJobExecution.id)
-        .where(CronJobExecution.cron_job == job_id)
-        .order_by(CronJobExecution.id.desc())
-        .offset(keep)
-        .limit(1)
-    )
-    return session.scalar(query) or 0
+    found = _SURPLUS.rows(session, {"job": job_id, "keep": keep})
+    return found[0].id if found else 0
 
 
 def _removable(
@@ -131,21 +149,11 @@ def _removable(
     By id, which is by age for nearly all of them: the first batch without an old one ends the search, and a job
     with nothing to remove costs one look.
     """
-    ended_at = sa.func.coalesce(CronJobExecution.completed_at, CronJobExecution.scheduled_time)
     kept: set[int] | None = None
     after = 0
     while True:
-        rows = session.execute(
-            sa.select(CronJobExecution.id, (ended_at < cutoff).label("old"))
-            .where(
-                CronJobExecution.cron_job == job_id,
-                CronJobExecution.id > after,
-                CronJobExecution.status.in_(FINAL),
-            )
-            .order_by(CronJobExecution.id)
-            .limit(batch)
-        ).all()
-        past = [row.id for row in rows if row.old or row.id <= surplus]
+        rows = _ENDED.rows(session, {"job": job_id, "after": after, "most": batch})
+        past = [row.id for row in rows if row.ended_at < cutoff or row.id <= surplus]
         if not past:
             return
         if kept is None:

@@ -24,6 +24,7 @@ from ..core.states import FINAL, Origin, Status
 from ..store import claims, db
 from ..store.claims import JOB, RUN
 from ..store.models import CronJobDependency
+from ..store.prepared import Prepared
 
 SCHEDULE_ENDED = "its schedule has ended"
 MAX_RUNS_REACHED = "max_runs reached"
@@ -172,6 +173,9 @@ def ended(reason: str) -> dict[str, Any]:
 # -- overlap -------------------------------------------------------------------------------------------------
 
 
+_GATED = Prepared(sa.select(DEPENDENCY.c.cron_job).where(DEPENDENCY.c.cron_job.in_(claims.IDS)).distinct())
+
+
 class Surroundings:
     """What stands around some jobs' new slots: active chains and gates, each read in one statement."""
 
@@ -181,11 +185,7 @@ class Surroundings:
             # What a backfill has queued up must not make the job miss its regular slots.
             if not waits_in_backfill(run):
                 self.active[run.cron_job].append(run)
-        self.gated = set(
-            session.scalars(
-                sa.select(DEPENDENCY.c.cron_job).where(DEPENDENCY.c.cron_job.in_(list(job_ids))).distinct()
-            )
-        )
+        self.gated = {row.cron_job for row in _GATED.rows(session, {"ids": list(job_ids)})}
         self.placed: dict[int, int] = defaultdict(int)
         self.replaced: dict[int, list[Any]] = {}
         """Active runs that a new one replaces, by job."""

@@ -516,15 +516,11 @@ def _insert_or_count(session: Session, values: Mapping[str, Any]) -> None:
     """
     one_more = {"reference_count": CONTENT.c.reference_count + 1}
     dialect = session.get_bind().dialect.name
+    insertion = db.insertion(CONTENT, dialect).values(**values)
     if dialect in db.MYSQL_DIALECTS:
-        from sqlalchemy.dialects import mysql
-
-        session.execute(mysql.insert(CONTENT).values(**values).on_duplicate_key_update(one_more))
-        return
-    from sqlalchemy.dialects import postgresql, sqlite
-
-    upsert: Any = (postgresql if dialect == "postgresql" else sqlite).insert(CONTENT).values(**values)
-    session.execute(upsert.on_conflict_do_update(index_elements=["content_hash"], set_=one_more))
+        session.execute(insertion.on_duplicate_key_update(one_more))
+    else:
+        session.execute(insertion.on_conflict_do_update(index_elements=["content_hash"], set_=one_more))
 
 
 def _let_go(session: Session, references: Counter[str]) -> None:

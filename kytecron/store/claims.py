@@ -4,8 +4,8 @@ Each is guarded: the expected old state stands in the WHERE, and the caller lear
 Locks are always taken in one order, so that two transactions cannot wait for each other: jobs by id, then
 executions by id. A claim takes executions only.
 
-What runs for every execution is built once, with bound parameters: building a statement anew costs SQLAlchemy more
-than the database needs to execute it.
+What runs for every execution is built and compiled once (`prepared`): doing that anew costs more than the database
+needs to execute it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.mysql import insert as mysql_insert
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import UnaryExpression
 from sqlalchemy.sql.operators import custom_op
@@ -36,6 +33,7 @@ from .models import (
     CronJobSecret,
     KyteCronJobVersion,
 )
+from .prepared import Prepared, UpdateEach
 
 JOB: Any = CronJob.__table__
 RUN: Any = CronJobExecution.__table__
@@ -53,8 +51,14 @@ Row = Any
 IDS: Any = sa.bindparam("ids", expanding=True)
 
 
-def _execute(session: Session, statement: Any, parameters: Any = None) -> Any:
-    return session.connection().execute(statement, parameters)
+def _clock(dialect: str) -> Any:
+    """The database's clock within a statement, which spares a statement that asks for it.
+
+    Where a database has none it is the parameter `now`: see `db.now`.
+    """
+    text = db.CLOCKS.get(dialect)
+    kind = RUN.c.due_time.type
+    return sa.literal_column(text, kind) if text else sa.bindparam("now", type_=kind)
 
 
 def queue_time(due_time: datetime, priority: int) -> datetime:
@@ -65,56 +69,105 @@ def queue_time(due_time: datetime, priority: int) -> datetime:
 # -- jobs ---------------------------------------------------------------------------------------------------
 
 
-def lock_due_jobs(session: Session, now: datetime, limit: int) -> Sequence[Row]:
-    """Lock and return enabled jobs whose next slot is due, oldest first; rows another worker holds are passed over."""
-    query = (
-        sa.select(JOB)
-        .where(ENABLED, JOB.c.next_run_time <= now)
+ON_SCHEDULE = (
+    *("id", "name", "enabled", "disabled_reason", "next_run_time", "schedule_type", "cron_expression"),
+    *("interval_seconds", "interval_anchor", "schedule_anchor", "time_of_day", "day_of_week", "day_of_month"),
+    *("timezone", "starts_at", "ends_at", "max_runs", "runs_scheduled", "jitter_seconds", "priority"),
+    *("worker_tag", "overlap_policy", "misfire_policy", "misfire_grace_seconds", "dependency_mode"),
+    "dependency_timeout_seconds",
+)
+"""The columns of a job that decide about its slots. PyMySQL reads each in Python, and a job has sixty."""
+
+
+@lru_cache(maxsize=2)
+def _lock_due_jobs(skip_locked: bool) -> Prepared:
+    return Prepared(
+        sa.select(*(JOB.c[name] for name in ON_SCHEDULE))
+        .where(ENABLED, JOB.c.next_run_time <= sa.bindparam("now"))
         .order_by(JOB.c.next_run_time)
-        .limit(limit)
+        .limit(sa.bindparam("most"))
         # Without SKIP LOCKED a second worker waits here for the first one's short transaction: slower, never wrong.
-        .with_for_update(skip_locked=db.supports_skip_locked(session))
+        .with_for_update(skip_locked=skip_locked)
     )
-    return session.execute(query).all()
 
 
-_LOCK_JOBS = sa.select(JOB).where(JOB.c.id.in_(IDS)).order_by(JOB.c.id).with_for_update()
-_LOCK_FREE_JOBS = _LOCK_JOBS.with_for_update(skip_locked=True)
+def lock_due_jobs(session: Session, now: datetime, limit: int) -> list[Row]:
+    """Lock enabled jobs whose next slot is due and return their ON_SCHEDULE, oldest first; rows another worker
+    holds are passed over.
+    """
+    query = _lock_due_jobs(db.supports_skip_locked(session))
+    return query.rows(session, {"now": now, "most": limit})
+
+
+_JOBS = sa.select(JOB).where(JOB.c.id.in_(IDS)).order_by(JOB.c.id)
+_READ_JOBS = Prepared(_JOBS)
+_LOCK_JOBS = Prepared(_JOBS.with_for_update())
+
+
+def read_jobs(session: Session, job_ids: Collection[int]) -> dict[int, Row]:
+    """Jobs by id, as this transaction sees them."""
+    return {row.id: row for row in _READ_JOBS.rows(session, {"ids": list(job_ids)})} if job_ids else {}
 
 
 def lock_jobs(session: Session, job_ids: Iterable[int]) -> dict[int, Row]:
     """Lock jobs in the order of their ids and return them by id."""
     ids = sorted(set(job_ids))
-    return {row.id: row for row in _execute(session, _LOCK_JOBS, {"ids": ids})} if ids else {}
+    return {row.id: row for row in _LOCK_JOBS.rows(session, {"ids": ids})} if ids else {}
 
 
-def lock_free_jobs(session: Session, job_ids: Iterable[int]) -> tuple[dict[int, Row], set[int]]:
-    """Lock those jobs that nobody has locked; returns them by id, and the ids of those that somebody has.
+ON_COMPLETION = (
+    "id",
+    "schedule_type",
+    "interval_anchor",
+    "consecutive_failures",
+    "runs_total",
+    "runs_completed",
+    "duration_total_ms",
+    "recent_results",
+)
+"""The columns of a job that most endings need to know."""
+
+
+@lru_cache(maxsize=8)
+def _lock_free_jobs(dialect: str, skip_locked: bool) -> Prepared:
+    return Prepared(
+        sa.select(*(JOB.c[name] for name in ON_COMPLETION), _clock(dialect).label("now"))
+        .where(JOB.c.id.in_(IDS))
+        .order_by(JOB.c.id)
+        .with_for_update(skip_locked=skip_locked)
+    )
+
+
+class LockedJobs(NamedTuple):
+    """What became of jobs that were to be locked."""
+
+    free: dict[int, Row]
+    """Their ON_COMPLETION by id: nobody else had locked them."""
+    taken: set[int]
+    """Somebody has locked them."""
+    now: datetime | None
+    """The database's clock; None where nothing was locked."""
+
+
+def lock_free_jobs(session: Session, job_ids: Iterable[int]) -> LockedJobs:
+    """Lock those jobs that nobody has locked.
 
     For work that can as well be done a second later. Databases without SKIP LOCKED wait for all of them.
     """
     ids = sorted(set(job_ids))
     if not ids:
-        return {}, set()
-    query = _LOCK_FREE_JOBS if db.supports_skip_locked(session) else _LOCK_JOBS
-    jobs = {row.id: row for row in _execute(session, query, {"ids": ids})}
+        return LockedJobs({}, set(), None)
+    query = _lock_free_jobs(db.connection(session).dialect.name, db.supports_skip_locked(session))
+    jobs = {row.id: row for row in query.rows(session, {"ids": ids, "now": datetime.now(UTC)})}
     missing = [job_id for job_id in ids if job_id not in jobs]
     taken = set(session.scalars(sa.select(JOB.c.id).where(JOB.c.id.in_(missing)))) if missing else set()
-    return jobs, taken
+    return LockedJobs(jobs, taken, next(iter(jobs.values())).now if jobs else None)
 
 
-def move_next_run_times(session: Session, now: datetime, next_times: Mapping[int, datetime | None]) -> int:
-    """Give due jobs their next slots, in one statement; returns how many rows were still due."""
-    known = {job_id: when for job_id, when in next_times.items() if when is not None}
-    value: Any = None
-    if known:
-        value = sa.type_coerce(sa.case(known, value=JOB.c.id, else_=None), JOB.c.next_run_time.type)
-    return _count(
-        session,
-        sa.update(JOB)
-        .where(JOB.c.id.in_(list(next_times)), ENABLED, JOB.c.next_run_time <= now)
-        .values(next_run_time=value),
-    )
+def move_next_run_times(session: Session, next_times: Mapping[int, datetime | None]) -> int:
+    """Give locked jobs their next slots; returns how many were still enabled."""
+    rows = [{"job_id": key, "job_enabled": True, "next_run_time": when} for key, when in next_times.items()]
+    return _update_each(session, JOB, ("job_id", "job_enabled"), rows)
 
 
 def update_job(session: Session, job_id: int, values: Mapping[str, Any]) -> int:
@@ -122,39 +175,9 @@ def update_job(session: Session, job_id: int, values: Mapping[str, Any]) -> int:
     return _count(session, sa.update(JOB).where(JOB.c.id == job_id).values(**values))
 
 
-AFTER_ENDING = (
-    "enabled",
-    "disabled_reason",
-    "next_run_time",
-    "in_dead_letter_queue",
-    "dead_letter_reason",
-    "dead_letter_since",
-    "consecutive_failures",
-    "failing_since",
-    "runs_total",
-    "runs_completed",
-    "runs_failed",
-    "runs_timeout",
-    "duration_total_ms",
-    "recent_results",
-    "last_execution",
-    "last_status",
-    "last_run_at",
-    "last_success_at",
-    "last_success_version",
-)
-"""The columns of a job that an ending may change."""
-_UPDATE_JOBS = (
-    sa.update(JOB)
-    .where(JOB.c.id == sa.bindparam("job_id"))
-    .values({name: sa.bindparam(name) for name in AFTER_ENDING})
-)
-
-
 def update_jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the AFTER_ENDING columns of locked jobs; each row has them all, and `job_id`."""
-    if rows:
-        _execute(session, _UPDATE_JOBS, list(rows))
+    """Write columns of locked jobs: each row has those that change, and `job_id`."""
+    _update_each(session, JOB, ("job_id",), rows)
 
 
 def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:
@@ -189,6 +212,7 @@ def new_run(**values: Any) -> dict[str, Any]:
         "triggered_by": None,
         "skipped_reason": None,
         "completed_at": None,
+        "output_bytes": 0,
     }
     return row | values
 
@@ -196,17 +220,22 @@ def new_run(**values: Any) -> dict[str, Any]:
 def insert_slots(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert executions; a slot that is in the ledger already stays as it is (the unique key decides)."""
     if rows:
-        _execute(session, _insert_or_keep(RUN, session.get_bind().dialect.name), list(rows))
+        _insert_or_keep(session, RUN, rows)
 
 
-@lru_cache(maxsize=8)
-def _insert_or_keep(table: Any, dialect: str) -> Any:
+def _insert_or_keep(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    _insertion(table, tuple(rows[0]), db.connection(session).dialect.name).run_many(session, rows)
+
+
+@lru_cache(maxsize=32)
+def _insertion(table: Any, columns: tuple[str, ...], dialect: str) -> Prepared:
     # INSERT IGNORE would also swallow values that do not fit, so each database is told to ignore duplicates alone.
+    values = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
+    insertion = db.insertion(table, dialect).values(values)
     if dialect in db.MYSQL_DIALECTS:
         key = next(iter(table.primary_key))
-        return mysql_insert(table).on_duplicate_key_update({key.name: key})
-    insert = sqlite_insert if dialect == "sqlite" else postgres_insert
-    return insert(table).on_conflict_do_nothing()
+        return Prepared(insertion.on_duplicate_key_update({key.name: key}))
+    return Prepared(insertion.on_conflict_do_nothing())
 
 
 def insert_run(session: Session, row: Mapping[str, Any]) -> int:
@@ -215,7 +244,7 @@ def insert_run(session: Session, row: Mapping[str, Any]) -> int:
     return int(result.inserted_primary_key[0])  # type: ignore[attr-defined]
 
 
-_ACTIVE_RUNS = (
+_ACTIVE_RUNS = Prepared(
     sa.select(
         RUN.c.id,
         RUN.c.cron_job,
@@ -236,7 +265,7 @@ _ACTIVE_RUNS = (
 
 def active_runs(session: Session, job_ids: Collection[int]) -> list[Row]:
     """Pending and running executions of some jobs, oldest first."""
-    return list(_execute(session, _ACTIVE_RUNS, {"ids": list(job_ids)})) if job_ids else []
+    return _ACTIVE_RUNS.rows(session, {"ids": list(job_ids)}) if job_ids else []
 
 
 def held_job_ids(session: Session) -> list[int]:
@@ -296,51 +325,33 @@ def reassign_pending(session: Session, job_id: int, priority: int, worker_tag: s
 # -- executions: held by a worker ----------------------------------------------------------------------------
 
 
-_START = (
-    sa.update(RUN)
-    .where(RUN.c.id.in_(IDS), RUN.c.status == Status.PENDING)
-    .values(
-        status=Status.RUNNING,
-        locked_by=sa.bindparam("holder"),
-        locked_at=sa.bindparam("at"),
-        locked_until=sa.bindparam("until"),
-        started_at=sa.bindparam("at"),
-        version=sa.bindparam("run_version"),
-    )
-)
-
-
-def take(
-    session: Session, worker_id: str, tags: Collection[str], limit: int, now: datetime, until: datetime
-) -> list[Row]:
+def take(session: Session, worker_id: str, tags: Collection[str], limit: int, lease: timedelta) -> list[Row]:
     """Move up to `limit` due runs to `running` under a lease for `worker_id`; returns them with their jobs."""
-    ids = _lock_due(session, tags, limit, now)
+    ids, now = _lock_due(session, tags, limit)
     if not ids:
         return []
-    runs = list(_execute(session, _CLAIMED_RUNS, {"ids": ids}))
-    by_version: dict[int | None, list[int]] = defaultdict(list)
-    for run in runs:
-        by_version[run.run_version].append(run.id)
-    lease = {"holder": worker_id, "at": now, "until": until}
-    for version, of_version in by_version.items():
-        _execute(session, _START, {"ids": of_version, "run_version": version, **lease})
+    runs = _CLAIMED_RUNS.rows(session, {"ids": ids})
+    held = {"locked_by": worker_id, "locked_at": now, "locked_until": now + lease, "started_at": now}
+    pending = {"row_status": Status.PENDING, "status": Status.RUNNING, **held}
+    started = [{"row_id": run.id, "version": run.run_version, **pending} for run in runs]
+    _update_each(session, RUN, ("row_id", "row_status"), started)
     return runs
 
 
 @lru_cache(maxsize=4)
-def _due_runs(dialect: str, skip_locked: bool) -> Any:
-    due_time = RUN.c.due_time
+def _due_runs(dialect: str, skip_locked: bool) -> Prepared:
+    due_time, now = RUN.c.due_time, _clock(dialect)
     if dialect == "sqlite":
         # A plus sign keeps SQLite from the index of due times, which would have it sort the whole backlog.
         due_time = UnaryExpression(due_time, operator=custom_op("+"), type_=due_time.type)
-    return (
-        sa.select(RUN.c.id)
+    return Prepared(
+        sa.select(RUN.c.id, now.label("now"))
         .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mysql")
         .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mariadb")
         .where(
             RUN.c.status == Status.PENDING,
             RUN.c.worker_tag == sa.bindparam("tag"),
-            due_time <= sa.bindparam("now"),
+            due_time <= now,
         )
         .order_by(RUN.c.queue_time)
         .limit(sa.bindparam("most"))
@@ -348,26 +359,30 @@ def _due_runs(dialect: str, skip_locked: bool) -> Any:
     )
 
 
-def _lock_due(session: Session, tags: Collection[str], limit: int, now: datetime) -> list[int]:
-    """Ids of due runs, locked. Runs that another worker has locked do not count against the limit.
+def _lock_due(session: Session, tags: Collection[str], limit: int) -> tuple[list[int], datetime]:
+    """Ids of due runs, locked, and the time. Runs that another worker has locked do not count against the limit.
 
     Without SKIP LOCKED (MySQL 5.7, MariaDB before 10.6) a second worker waits here for the first one's short
     transaction, and at READ COMMITTED then sees what that one left.
     One query per tag: a query over several tags would sort, and a sorting one locks every due row it reads.
     """
-    query = _due_runs(session.get_bind().dialect.name, db.supports_skip_locked(session))
+    query = _due_runs(db.connection(session).dialect.name, db.supports_skip_locked(session))
     ids: list[int] = []
-    for tag in _tags_by_urgency(session, tags, now):
-        ids += _execute(session, query, {"tag": tag, "now": now, "most": limit - len(ids)}).scalars()
+    now = datetime.now(UTC)
+    for tag in _tags_by_urgency(session, tags):
+        found = query.rows(session, {"tag": tag, "now": now, "most": limit - len(ids)})
+        ids += [row.id for row in found]
+        now = found[-1].now if found else now
         if len(ids) >= limit:
             break
-    return ids
+    return ids, now
 
 
-def _tags_by_urgency(session: Session, tags: Collection[str], now: datetime) -> list[str]:
+def _tags_by_urgency(session: Session, tags: Collection[str]) -> list[str]:
     wanted = ["", *sorted(tags)]
     if len(wanted) == 1:
         return wanted
+    now = db.now(session)
     heads = {
         tag: session.scalar(
             sa.select(sa.func.min(RUN.c.queue_time)).where(
@@ -411,13 +426,15 @@ _WITH_JOB = sa.select(
     )
 )
 """What a worker needs to know to start a run."""
-_CLAIMED_RUNS = _WITH_JOB.where(RUN.c.id.in_(IDS)).order_by(RUN.c.queue_time)
-_RUNS_HELD_BY = _WITH_JOB.where(RUN.c.status == Status.RUNNING, RUN.c.locked_by == sa.bindparam("holder"))
+_CLAIMED_RUNS = Prepared(_WITH_JOB.where(RUN.c.id.in_(IDS)).order_by(RUN.c.queue_time))
+_RUNS_HELD_BY = Prepared(
+    _WITH_JOB.where(RUN.c.status == Status.RUNNING, RUN.c.locked_by == sa.bindparam("holder"))
+)
 
 
 def runs_held_by(session: Session, worker_id: str) -> list[Row]:
     """Running executions that carry this worker's name: what a lost COMMIT reply may have left."""
-    return list(_execute(session, _RUNS_HELD_BY, {"holder": worker_id}))
+    return _RUNS_HELD_BY.rows(session, {"holder": worker_id})
 
 
 def extend(
@@ -454,45 +471,66 @@ def extend(
     return renewed, taken
 
 
-_LOCK_RUNS = (
-    sa.select(
-        *(column for column in RUN.c if column.name not in ("output", "stack_trace", "result")),
+def _with_followers(query: Any) -> Any:
+    """Say, too, whether the run's job has children and whether anything of the job is held."""
+    return query.add_columns(
         sa.exists().where(DEPENDENCY.c.parent == RUN.c.cron_job).label("has_children"),
         sa.exists()
         .where(HELD.c.cron_job == RUN.c.cron_job, HELD.c.status == Status.PENDING, HELD.c.due_time.is_(None))
         .label("has_held"),
     )
+
+
+_RUNS = (
+    sa.select(*(column for column in RUN.c if column.name not in ("output", "stack_trace", "result")))
     .where(RUN.c.id.in_(IDS))
     .order_by(RUN.c.id)
-    .with_for_update()
 )
-_LOCK_FREE_RUNS = _LOCK_RUNS.with_for_update(skip_locked=True)
+_LOCK_RUNS = Prepared(_with_followers(_RUNS).with_for_update())
+_READ_RUNS = Prepared(_RUNS)
+ON_SETTLING = (
+    *("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "cancel_reason"),
+    *("scheduled_time", "due_time", "started_at", "version", "output_bytes"),
+)
+"""The columns of an execution that most endings need to know."""
+_RUNS_ON_SETTLING = _with_followers(
+    sa.select(*(RUN.c[name] for name in ON_SETTLING)).where(RUN.c.id.in_(IDS)).order_by(RUN.c.id)
+)
+_LOCK_HELD = Prepared(_RUNS_ON_SETTLING.with_for_update())
+_LOCK_FREE_HELD = Prepared(_RUNS_ON_SETTLING.with_for_update(skip_locked=True))
 
 
 def lock_runs(session: Session, ids: Iterable[int]) -> dict[int, Row]:
     """Lock executions in the order of their ids and return them by id."""
     wanted = sorted(ids)
-    return {row.id: row for row in _execute(session, _LOCK_RUNS, {"ids": wanted})} if wanted else {}
+    return {row.id: row for row in _LOCK_RUNS.rows(session, {"ids": wanted})} if wanted else {}
+
+
+def read_runs(session: Session, ids: Collection[int]) -> dict[int, Row]:
+    """Executions by id, as this transaction sees them."""
+    return {row.id: row for row in _READ_RUNS.rows(session, {"ids": list(ids)})} if ids else {}
 
 
 def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Row], set[int]]:
     """Lock the rows of `claims` that are still held as claimed, in the order of their ids.
 
-    Returns them by id, and the ids of those that somebody else has locked: a worker has other runs to see to, and
-    comes back to these. Databases without SKIP LOCKED wait for all of them.
+    Returns their ON_SETTLING by id, and the ids of those that somebody else has locked: a worker has other runs to
+    see to, and comes back to these. Databases without SKIP LOCKED wait for all of them.
     """
     wanted = {claim.execution_id: claim for claim in claims}
     if not wanted:
         return {}, set()
-    query = _LOCK_FREE_RUNS if db.supports_skip_locked(session) else _LOCK_RUNS
-    rows = {row.id: row for row in _execute(session, query, {"ids": sorted(wanted)})}
+    query = _LOCK_FREE_HELD if db.supports_skip_locked(session) else _LOCK_HELD
+    rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
     held = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
     missing = wanted.keys() - rows.keys()
-    taken = _execute(session, _HOLDERS, {"ids": sorted(missing)}) if missing else ()
+    taken = _HOLDERS.rows(session, {"ids": sorted(missing)}) if missing else ()
     return held, {row.id for row in taken if _holds(wanted[row.id], row)}
 
 
-_HOLDERS = sa.select(RUN.c.id, RUN.c.status, RUN.c.locked_by, RUN.c.retry_count).where(RUN.c.id.in_(IDS))
+_HOLDERS = Prepared(
+    sa.select(RUN.c.id, RUN.c.status, RUN.c.locked_by, RUN.c.retry_count).where(RUN.c.id.in_(IDS))
+)
 
 
 def _holds(claim: Claim, row: Row) -> bool:
@@ -529,35 +567,6 @@ def _claims(session: Session, condition: Any, limit: int) -> list[Claim]:
 # -- executions: ending --------------------------------------------------------------------------------------
 
 
-FINAL_COLUMNS = (
-    "status",
-    "completed_at",
-    "due_time",
-    "waiting_for",
-    "waiting_until",
-    "duration_ms",
-    "cpu_ms",
-    "memory_peak_mb",
-    "exit_code",
-    "error",
-    "stack_trace",
-    "result",
-    "skipped_reason",
-    "output",
-    "output_bytes",
-)
-_FINISH = (
-    sa.update(RUN)
-    .where(
-        RUN.c.id == sa.bindparam("row_id"),
-        RUN.c.status == sa.bindparam("row_status"),
-        RUN.c.retry_count == sa.bindparam("row_attempt"),
-        sa.func.coalesce(RUN.c.locked_by, "") == sa.bindparam("row_holder"),
-    )
-    .values({name: sa.bindparam(name) for name in FINAL_COLUMNS})
-)
-
-
 def finish(session: Session, ended: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
     """Write final states over the state, the holder and the attempt that the rows were locked with."""
     parameters = [
@@ -570,7 +579,9 @@ def finish(session: Session, ended: Sequence[tuple[Row, Mapping[str, Any]]]) -> 
         }
         for row, values in ended
     ]
-    if parameters and _execute(session, _FINISH, parameters).rowcount != len(parameters):
+    if _update_each(session, RUN, ("row_id", "row_status", "row_attempt", "row_holder"), parameters) != len(
+        ended
+    ):
         raise RuntimeError("a locked execution changed under its lock")
 
 
@@ -590,7 +601,7 @@ def ask_to_cancel(session: Session, execution_id: int, reason: str) -> int:
 def append_output(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add pieces of output to runs whose rows the caller has locked. A piece that is there already stays."""
     if rows:
-        _execute(session, _insert_or_keep(OUTPUT, session.get_bind().dialect.name), list(rows))
+        _insert_or_keep(session, OUTPUT, rows)
 
 
 def drop_live_tail(session: Session, execution_id: int) -> int:
@@ -611,19 +622,31 @@ def note_progress(session: Session, execution_id: int, values: Mapping[str, Any]
 # -- waking --------------------------------------------------------------------------------------------------
 
 
-_NEXT_INSTANTS = sa.select(
-    sa.select(sa.func.min(RUN.c.due_time))
-    .where(RUN.c.status == Status.PENDING)
-    .scalar_subquery()
-    .label("run"),
-    sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED).scalar_subquery().label("slot"),
-)
+@lru_cache(maxsize=4)
+def _next_instants(dialect: str) -> Prepared:
+    runs = sa.select(sa.func.min(RUN.c.due_time)).where(RUN.c.status == Status.PENDING)
+    slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
+    return Prepared(
+        sa.select(
+            _clock(dialect).label("now"),
+            runs.scalar_subquery().label("run"),
+            slots.scalar_subquery().label("slot"),
+        )
+    )
 
 
-def next_instants(session: Session) -> tuple[datetime | None, datetime | None]:
+class NextInstants(NamedTuple):
+    """Times on the database's clock, None for what will not come."""
+
+    now: datetime
+    run: datetime | None
+    slot: datetime | None
+
+
+def next_instants(at: db.At) -> NextInstants:
     """When the next pending run and the next slot are due: two reads of the first row of an index."""
-    row = _execute(session, _NEXT_INSTANTS).one()
-    return row.run, row.slot
+    (row,) = _next_instants(db.connection(at).dialect.name).rows(at, {"now": datetime.now(UTC)})
+    return NextInstants(row.now, row.run, row.slot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -637,18 +660,25 @@ class Irregularities:
     """How many running executions each worker holds."""
 
 
-def irregularities(session: Session, now: datetime) -> Irregularities:
+_HOLDERS_OF_ALL = Prepared(
+    sa.select(RUN.c.locked_by, sa.func.min(RUN.c.locked_until).label("until"), sa.func.count().label("runs"))
+    .where(RUN.c.status == Status.RUNNING)
+    .group_by(RUN.c.locked_by)
+)
+_HELD_OR_UNPLANNED = Prepared(
+    sa.select(
+        sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None)).label("held"),
+        sa.exists()
+        .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
+        .label("unplanned"),
+    )
+)
+
+
+def irregularities(at: db.At, now: datetime) -> Irregularities:
     """Whether leases have ended, runs are held, jobs lack a slot; and who holds what runs."""
-    running = session.execute(
-        sa.select(
-            RUN.c.locked_by, sa.func.min(RUN.c.locked_until).label("until"), sa.func.count().label("runs")
-        )
-        .where(RUN.c.status == Status.RUNNING)
-        .group_by(RUN.c.locked_by)
-    ).all()
-    held = sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None))
-    unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
-    found = session.execute(sa.select(held.label("held"), unplanned.label("unplanned"))).one()
+    running = _HOLDERS_OF_ALL.rows(at)
+    (found,) = _HELD_OR_UNPLANNED.rows(at)
     return Irregularities(
         expired=any(row.until is not None and row.until < now for row in running),
         held=bool(found.held),
@@ -657,16 +687,47 @@ def irregularities(session: Session, now: datetime) -> Irregularities:
     )
 
 
-_CANCEL_REQUESTS = sa.select(RUN.c.id, RUN.c.cancel_reason).where(
-    RUN.c.status == Status.RUNNING,
-    RUN.c.locked_by == sa.bindparam("holder"),
-    RUN.c.cancel_reason.is_not(None),
+_CANCEL_REQUESTS = Prepared(
+    sa.select(RUN.c.id, RUN.c.cancel_reason).where(
+        RUN.c.status == Status.RUNNING,
+        RUN.c.locked_by == sa.bindparam("holder"),
+        RUN.c.cancel_reason.is_not(None),
+    )
 )
 
 
-def cancel_requests(session: Session, worker_id: str) -> dict[int, str]:
+def cancel_requests(at: db.At, worker_id: str) -> dict[int, str]:
     """Runs of this worker that somebody asked to stop."""
-    return {row.id: row.cancel_reason for row in _execute(session, _CANCEL_REQUESTS, {"holder": worker_id})}
+    return {row.id: row.cancel_reason for row in _CANCEL_REQUESTS.rows(at, {"holder": worker_id})}
+
+
+KEYS: Mapping[str, Any] = {
+    "job_id": JOB.c.id,
+    "job_enabled": JOB.c.enabled,
+    "row_id": RUN.c.id,
+    "row_status": RUN.c.status,
+    "row_attempt": RUN.c.retry_count,
+    "row_holder": sa.func.coalesce(RUN.c.locked_by, ""),
+}
+"""What rows are found by, under the names that `_update_each` takes."""
+
+
+def _update_each(
+    session: Session, table: Any, keys: tuple[str, ...], rows: Sequence[Mapping[str, Any]]
+) -> int:
+    """Update a row of `table` with each of `rows`, found by `keys`; returns how many were found.
+
+    Rows that change the same columns, as most endings do, are written together.
+    """
+    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        alike[tuple(name for name in row if name not in keys)].append(row)
+    return sum(_writer(table, keys, columns).run(session, some) for columns, some in alike.items())
+
+
+@lru_cache(maxsize=128)
+def _writer(table: Any, keys: tuple[str, ...], columns: tuple[str, ...]) -> UpdateEach:
+    return UpdateEach(table, {name: KEYS[name] for name in keys}, columns)
 
 
 def _count(session: Session, statement: Any) -> int:

@@ -7,12 +7,16 @@ import json
 import logging
 import math
 import random
+import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.mysql import insert as mysql_insert
+from sqlalchemy.dialects.postgresql import insert as postgres_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
@@ -24,6 +28,8 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+At = Session | sa.Connection
+"""Where a question may be asked: within a session's transaction, or on a connection itself (see `Onlooker`)."""
 
 STATEMENT_SECONDS = 15.0
 """No statement that we send takes as long: by then the connection is dead or the database frozen."""
@@ -32,8 +38,20 @@ RETRY_SECONDS = 8.0
 """Whoever has waited this long for locks gets the error: a worker has other duties, such as renewing leases."""
 RECONNECT_SECONDS = 1.0
 """A connection that was closed is replaced at once; one that timed out says that the database is away."""
+WRITE_AHEAD_SECONDS = 10.0
+"""How long a connection to a new SQLite file waits for the others that are new there, too."""
 WRITING = "kytecron.writing"
+CONNECTION = "kytecron.connection"
+USED_AT = "kytecron.used_at"
+SILENCE_SECONDS = 1.0
+"""A connection that nobody used for so long is asked whether it is alive before it is used again."""
 MYSQL_DIALECTS = ("mysql", "mariadb")
+CLOCKS = {
+    "mysql": "UTC_TIMESTAMP(6)",
+    "mariadb": "UTC_TIMESTAMP(6)",
+    "postgresql": "clock_timestamp() AT TIME ZONE 'UTC'",
+}
+"""How databases that have a clock of their own tell it: see `now`."""
 # Deadlock, lock wait timeout, record changed since read (innodb_snapshot_isolation).
 MYSQL_RETRYABLE = {1213, 1205, 1020}
 POSTGRES_RETRYABLE = {"40001", "40P01"}
@@ -61,7 +79,6 @@ def engine_options(
     options: dict[str, Any] = {
         "json_deserializer": _read_json,
         "isolation_level": "READ COMMITTED",
-        "pool_pre_ping": True,
         "pool_recycle": 1800,
         "pool_size": 10,
         "max_overflow": 20,
@@ -132,13 +149,49 @@ def configure(engine: Engine) -> Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _sqlite_connect)
         sa.event.listen(engine, "begin", _sqlite_begin)
+    else:
+        sa.event.listen(engine, "checkin", _note_use)
+        sa.event.listen(engine, "checkout", functools.partial(_ping_after_silence, engine.dialect))
     return engine
+
+
+def _note_use(_connection: Any, record: Any) -> None:
+    record.info[USED_AT] = time.monotonic()
+
+
+def _ping_after_silence(dialect: Any, connection: Any, record: Any, _proxy: Any) -> None:
+    """The pool's own `pre_ping` asks before every transaction, and a busy worker has hundreds a second."""
+    if time.monotonic() - record.info.get(USED_AT, math.inf) < SILENCE_SECONDS:
+        return
+    try:
+        alive = dialect.do_ping(connection)
+    except dialect.dbapi.Error:
+        alive = False
+    if not alive:
+        raise sa.exc.DisconnectionError  # the pool makes a new one
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver must not begin transactions of its own
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    _write_ahead(connection)
+    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Choose the write-ahead log; only the first connection to a new file has to change anything.
+
+    SQLite refuses that at once, whatever the timeout, while another process writes, such as one that is the first, too.
+    """
+    deadline = time.monotonic() + WRITE_AHEAD_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(random.uniform(0.005, 0.02))
 
 
 def _sqlite_begin(connection: sa.Connection) -> None:
@@ -212,7 +265,7 @@ def _once(session: Session, work: Callable[[], T]) -> T:
         session.rollback()  # ends a reading transaction: turning it into a writing one is what fails
     session.info[WRITING] = True
     try:
-        session.connection(execution_options={WRITING: True})
+        session.info[CONNECTION] = session.connection(execution_options={WRITING: True})
         result = work()
         session.flush()
         _commit(session)
@@ -222,6 +275,81 @@ def _once(session: Session, work: Callable[[], T]) -> T:
         raise
     finally:
         session.info.pop(WRITING, None)
+        session.info.pop(CONNECTION, None)
+
+
+def connection(at: At) -> sa.Connection:
+    """The connection of the transaction that is on, or that begins with this; a connection itself.
+
+    Asking the session takes its time, so `transactional` notes down what it answered.
+    """
+    if isinstance(at, sa.Connection):
+        return at
+    return at.info.get(CONNECTION) or at.connection()
+
+
+def execute(
+    connection: sa.Connection, text: str, arguments: Any, many: bool = False
+) -> tuple[Sequence[Any], int]:
+    """Have the driver execute `text`, past SQLAlchemy; returns what was found and how many rows matched.
+
+    Raises what SQLAlchemy would: a DBAPIError that knows whether the connection is lost.
+    """
+    dialect: Any = connection.dialect
+    raw = connection.connection
+    try:
+        cursor = raw.cursor()
+        (cursor.executemany if many else cursor.execute)(text, arguments)
+        found = cursor.fetchall() if cursor.description else ()
+        matched = int(cursor.rowcount)
+        cursor.close()
+    except dialect.dbapi.Error as error:
+        lost = dialect.is_disconnect(error, raw.dbapi_connection, None)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            text, arguments, error, dialect.dbapi.Error, connection_invalidated=lost, dialect=dialect
+        ) from error
+    return found, matched
+
+
+class Onlooker:
+    """Reads outside of transactions, each time what is there now.
+
+    To begin a transaction and to end it is most of the work of a short question. Its connection is its own.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+
+    def ask(
+        self, question: Callable[Concatenate[sa.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """What `question(connection, ...)` answers. A connection that was lost in silence is replaced once."""
+        fresh = self._connection is None
+        try:
+            return question(self._open(), *args, **kwargs)
+        except Exception as error:
+            self.close()
+            if fresh or not (isinstance(error, DBAPIError) and error.connection_invalidated):
+                raise
+        return question(self._open(), *args, **kwargs)
+
+    def close(self) -> None:
+        """End the connection; the next question opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.invalidate()  # not for the pool: its next user would expect transactions
+            connection.close()
+
+    def _open(self) -> sa.Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            # SQLite's driver was told not to begin transactions of its own: see `_sqlite_connect`.
+            if self._engine.dialect.name != "sqlite":
+                self._connection.execution_options(isolation_level="AUTOCOMMIT")
+        return self._connection
 
 
 def _commit(session: Session) -> None:
@@ -248,20 +376,25 @@ def is_row_conflict(error: BaseException) -> bool:
     return code in MYSQL_RETRYABLE or getattr(error.orig, "sqlstate", None) in POSTGRES_RETRYABLE
 
 
-def now(session: Session) -> datetime:
+def now(at: At) -> datetime:
     """The database's clock, aware UTC: the one clock that all workers share.
 
     SQLite has no server; its clock is this machine's, which all its users share.
     """
-    dialect = session.get_bind().dialect.name
-    if dialect in MYSQL_DIALECTS:
-        text = "SELECT UTC_TIMESTAMP(6)"
-    elif dialect == "postgresql":
-        text = "SELECT clock_timestamp() AT TIME ZONE 'UTC'"
-    else:
+    on = connection(at)
+    clock = CLOCKS.get(on.dialect.name)
+    if clock is None:
         return datetime.now(UTC)
-    moment: datetime = session.execute(sa.text(text)).scalar_one()
-    return moment.replace(tzinfo=UTC)
+    (record,), _ = execute(on, f"SELECT {clock}", ())
+    moment: datetime = record[0].replace(tzinfo=UTC)
+    return moment
+
+
+def insertion(table: Any, dialect: str) -> Any:
+    """An INSERT that can be told what to do about a row that is there already; each database says it differently."""
+    if dialect in MYSQL_DIALECTS:
+        return mysql_insert(table)
+    return sqlite_insert(table) if dialect == "sqlite" else postgres_insert(table)
 
 
 def hits(session: Session, statement: sa.Update | sa.Delete) -> int:
@@ -271,7 +404,7 @@ def hits(session: Session, statement: sa.Update | sa.Delete) -> int:
 
 def supports_skip_locked(session: Session) -> bool:
     """MySQL from 8.0.1, MariaDB from 10.6, PostgreSQL. The portable path serves the others."""
-    dialect: Any = session.get_bind().dialect
+    dialect: Any = connection(session).dialect
     if dialect.name == "postgresql":
         return True
     if dialect.name not in MYSQL_DIALECTS:

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from kytecron.store import claims, figures
+from kytecron.store import claims, db, figures
 from kytecron.store.models import CronJob
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -42,12 +42,19 @@ def plan(session: Session, ask: Callable[[Session], Any]) -> list[str]:
     """How the database finds rows for what `ask` sends, a line for each table."""
     connection = session.connection()
     sent: list[tuple[str, Any]] = []
+    execute = db.execute
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
+    def note_and_execute(on: sa.Connection, text: str, arguments: Any, many: bool = False) -> Any:
+        sent.append((text, tuple(arguments)))
+        return execute(on, text, arguments, many)
+
     sa.event.listen(connection, "before_cursor_execute", note)
-    ask(session)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "execute", note_and_execute)
+        ask(session)
     sa.event.remove(connection, "before_cursor_execute", note)
     how = "EXPLAIN " if _is_mariadb(session) else "EXPLAIN QUERY PLAN "
     return [
@@ -92,6 +99,6 @@ def test_a_claim_takes_the_first_of_a_long_queue_without_sorting_it(session: Ses
     ]
     claims.insert_slots(session, rows)
     session.commit()
-    lines = plan(session, lambda session: claims._lock_due(session, (), 8, NOW))
+    lines = plan(session, lambda session: claims._lock_due(session, (), 8))
     assert lines
     assert not [line for line in lines if line == "ALL" or "SCAN" in line or "TEMP B-TREE" in line]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from kytecron.store import schema
+from kytecron.config import Settings
+from kytecron.store import db, schema
 from kytecron.store.models import Base, CronJob
 
 
@@ -36,3 +41,26 @@ def test_a_row_inserted_by_hand_has_every_default(session: Session) -> None:
         "exponential",
     )
     assert job.next_run_time is None
+
+
+def test_a_new_file_that_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    settings = Settings(instance_path=tmp_path)
+    first = sqlite3.connect(tmp_path / "kytecron.db", isolation_level=None)
+    first.execute("CREATE TABLE one (id INTEGER)")
+    first.execute("BEGIN IMMEDIATE")
+    engine = db.make_engine(settings)
+    found: list[str] = []
+
+    def connect() -> None:
+        with engine.connect() as connection:
+            found.append(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
+
+    second = threading.Thread(target=connect)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive(), "it neither fails nor has what it cannot have yet"
+    first.execute("COMMIT")
+    second.join(10)
+    assert found == ["wal"]
+    engine.dispose()
+    first.close()

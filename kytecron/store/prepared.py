@@ -1,0 +1,195 @@
+"""Statements that run for every execution, compiled once for each database.
+
+Executing a statement, SQLAlchemy finds it in a cache, expands its lists, orders its parameters and describes its
+result, anew each time. For the short statements on the way of a run that costs more than the database does. Here
+it is done once, and what is left is the driver's work. Values are converted by the columns' own types, errors are
+SQLAlchemy's: whoever calls sees no difference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from . import db
+
+Row = Any
+Convert = Callable[[Any], Any]
+
+_NAMED = re.compile(r"%\((\w+)\)s")
+LIST = "ids"
+"""The one parameter that may be a list: `column.in_(sa.bindparam("ids", expanding=True))`, of whole numbers."""
+
+
+class Prepared:
+    """A statement with bound parameters, which are passed by name each time it is executed."""
+
+    def __init__(self, statement: Any) -> None:
+        self._statement = statement
+        self._forms: WeakKeyDictionary[sa.Dialect, dict[int, _Form]] = WeakKeyDictionary()
+
+    def rows(self, at: db.At, parameters: Mapping[str, Any] | None = None) -> list[Row]:
+        """What a SELECT finds, as named tuples."""
+        connection, given = db.connection(at), parameters or {}
+        form = self._form(connection.dialect, given)
+        records, _ = db.execute(connection, form.text, form.arguments(given))
+        return form.read(records)
+
+    def run_many(self, session: Session, several: Sequence[Mapping[str, Any]]) -> int:
+        """Execute with each of `several` parameters, which have the same names; returns how many rows matched."""
+        connection = db.connection(session)
+        form = self._form(connection.dialect, several[0])
+        arguments = [form.arguments(one) for one in several]
+        _, matched = db.execute(connection, form.text, arguments, many=True)
+        return matched
+
+    def _form(self, dialect: sa.Dialect, parameters: Mapping[str, Any]) -> _Form:
+        forms = self._forms.setdefault(dialect, {})
+        length = len(parameters.get(LIST, ()))
+        if length not in forms:
+            forms[length] = _Form(self._statement, dialect, length)
+        return forms[length]
+
+
+class _Form:
+    """A statement as one database gets it, its list as long as it is."""
+
+    def __init__(self, statement: Any, dialect: sa.Dialect, length: int) -> None:
+        compiled = statement.compile(dialect=dialect)
+        unknown: dict[str, Any] = {name: None for name, bind in compiled.binds.items() if bind.required}
+        state = compiled.construct_expanded_state(
+            unknown | ({LIST: [0] * length} if LIST in unknown else {}), escape_names=False
+        )
+        self.text: str = state.statement
+        order = state.positiontup
+        if order is None:
+            order = _NAMED.findall(self.text)
+            self.text = _NAMED.sub("%s", self.text)
+        parts = {part: name for name, expanded in state.parameter_expansion.items() for part in expanded}
+        places = {part: number for number, part in enumerate(state.parameter_expansion.get(LIST, ()))}
+        self._values: list[Any] = [None] * len(order)
+        """With everything in its place that is always the same."""
+        self._listed: list[tuple[int, int]] = []
+        self._named: list[tuple[int, str, Convert | None]] = []
+        for position, name in enumerate(order):
+            if name in places:
+                self._listed.append((position, places[name]))
+                continue
+            convert = _writer(compiled.binds[parts.get(name, name)].type, dialect)
+            if name in unknown:
+                self._named.append((position, name, convert))
+            else:
+                value = state.parameters[name]
+                self._values[position] = convert(value) if convert else value
+        self._row, self._converts = _described(statement, dialect)
+
+    def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """The parameters in the order of the text, as the driver takes them."""
+        values = self._values.copy()
+        for position, name, convert in self._named:
+            values[position] = convert(parameters[name]) if convert else parameters[name]
+        if self._listed:
+            listed = parameters[LIST]
+            for position, number in self._listed:
+                values[position] = listed[number]
+        return values
+
+    def read(self, records: Sequence[Sequence[Any]]) -> list[Row]:
+        """Rows with their values as Python has them."""
+        rows = []
+        for record in records:
+            values = list(record)
+            for position, convert in self._converts:
+                if values[position] is not None:
+                    values[position] = convert(values[position])
+            rows.append(self._row(values))
+        return rows
+
+
+class UpdateEach:
+    """UPDATE of rows of `table`, each with values of its own for `columns`, where `keys` (expressions by name) match.
+
+    The first key is the table's primary key. MySQL and MariaDB get one statement, which joins the table with a list
+    of the values: their driver would send one for each row.
+    """
+
+    def __init__(self, table: Any, keys: Mapping[str, Any], columns: Sequence[str]) -> None:
+        self._table, self._keys, self._columns = table, keys, columns
+        guards = [key == sa.bindparam(name, type_=key.type) for name, key in keys.items()]
+        values: dict[str, Any] = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
+        self._one = Prepared(sa.update(table).where(*guards).values(values))
+        self._forms: WeakKeyDictionary[sa.Dialect, _Joined] = WeakKeyDictionary()
+
+    def run(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Write `rows`, which have the keys and the columns by their names; returns how many matched."""
+        connection = db.connection(session)
+        if len(rows) == 1 or connection.dialect.name not in db.MYSQL_DIALECTS:
+            return self._one.run_many(session, rows)
+        if connection.dialect not in self._forms:
+            self._forms[connection.dialect] = _Joined(
+                self._table, self._keys, self._columns, connection.dialect
+            )
+        form = self._forms[connection.dialect]
+        _, matched = db.execute(connection, form.text(len(rows)), form.arguments(rows))
+        return matched
+
+
+class _Joined:
+    """UPDATE of a table joined with a list of values, as MySQL and MariaDB have it."""
+
+    def __init__(
+        self, table: Any, keys: Mapping[str, Any], columns: Sequence[str], dialect: sa.Dialect
+    ) -> None:
+        name = dialect.identifier_preparer.format_table(table)
+        quote, literal = dialect.identifier_preparer.quote, {"literal_binds": True}
+        matches = [
+            f"{key.compile(dialect=dialect, compile_kwargs=literal)} = v{number}"
+            for number, key in enumerate(keys.values())
+        ]
+        values = [f"{name}.{quote(column)} = v{number}" for number, column in enumerate(columns, len(keys))]
+        places = range(len(keys) + len(columns))
+        self._begin = "UPDATE (SELECT " + ", ".join(f"%s AS v{number}" for number in places)
+        self._more = " UNION ALL SELECT " + ", ".join("%s" for _ in places)
+        # The values first, and each row by its key: of a small table the optimizer would read, and lock, all of it.
+        self._end = f") AS given STRAIGHT_JOIN {name} FORCE INDEX (PRIMARY) ON "
+        self._end += f"{' AND '.join(matches)} SET {', '.join(values)}"
+        kinds = {name: key.type for name, key in keys.items()} | {
+            name: table.c[name].type for name in columns
+        }
+        self._converts = [(name, _writer(kind, dialect)) for name, kind in kinds.items()]
+
+    def text(self, count: int) -> str:
+        return self._begin + self._more * (count - 1) + self._end
+
+    def arguments(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return [
+            convert(row[name]) if convert else row[name] for row in rows for name, convert in self._converts
+        ]
+
+
+def _described(
+    statement: Any, dialect: sa.Dialect
+) -> tuple[Callable[[list[Any]], Row], list[tuple[int, Convert]]]:
+    """What makes a row of a SELECT, and which of its values are to be converted."""
+    if not isinstance(statement, sa.Select):
+        return tuple, []
+    columns = list(statement.selected_columns)
+    found = [(place, _reader(column.type, dialect)) for place, column in enumerate(columns)]
+    row = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]
+    return row._make, [(place, convert) for place, convert in found if convert is not None]
+
+
+def _writer(kind: Any, dialect: sa.Dialect) -> Convert | None:
+    convert: Convert | None = kind.dialect_impl(dialect).bind_processor(dialect)
+    return convert
+
+
+def _reader(kind: Any, dialect: sa.Dialect) -> Convert | None:
+    convert: Convert | None = kind.dialect_impl(dialect).result_processor(dialect, None)
+    return convert
