@@ -105,7 +105,7 @@ class Runner:
     it kills what the runs left behind: beside a Runner, start no processes in sessions of their own that must
     outlive the fork server.
 
-    `on_wake` is called from the supervisor thread whenever `collect` has something new. `job_directory` is made
+    `on_wake` is called from the supervisor thread when a run has ended or asks for something. `job_directory` is made
     if need be, and is the working directory of the jobs. `name` stands in the command line of the fork server and of
     its runs: whoever finds it in none knows that they are gone.
     """
@@ -130,6 +130,7 @@ class Runner:
         self._lock = threading.Lock()
         self._runs: dict[int, Run] = {}
         self._events: list[Event] = []
+        self._urgent = False
         self._progress: dict[int, Progressed] = {}
         self._compiled = _Compiled()
         self._resting: deque[Run] = deque()
@@ -297,13 +298,17 @@ class Runner:
 
     @contextlib.contextmanager
     def _telling(self) -> Iterator[None]:
-        """The lock, for whoever may leave events; afterwards the worker is woken if there are new ones."""
+        """The lock, for whoever may leave events; afterwards the worker is woken if one of them is urgent."""
         with self._lock:
-            had_events = bool(self._events)
             yield
-            news = bool(self._events) and not had_events
-        if news:
+            wake, self._urgent = self._urgent, False
+        if wake:
             self._on_wake()
+
+    def _leave(self, event: Event) -> None:
+        """For `collect`. The worker is not woken for what it only notes down."""
+        self._events.append(event)
+        self._urgent = self._urgent or isinstance(event, Ended | Call)
 
     def _watch(self, fd: int, events: int, handler: Callable[[Any, int], None], subject: Any = None) -> None:
         known = self._watched.get(fd, 0)
@@ -345,7 +350,7 @@ class Runner:
             self._order(LEASE, run, self._lease_end(run))
 
     def _refuse(self, request: RunRequest, outcome: Outcome) -> None:
-        self._events.append(Ended(request.execution_id, outcome))
+        self._leave(Ended(request.execution_id, outcome))
 
     def _lease_end(self, run: Run) -> float:
         if run.lease is None or not run.request.stop_before_lease_end:
@@ -402,7 +407,7 @@ class Runner:
             error = f"cannot start a process: {os.strerror(news.number)}"
             self._end(run, lambda: Outcome(Status.FAILED, error=error))
         elif news.what == STARTED and not run.dropped:
-            self._events.append(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
+            self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
 
     def _on_server_death(self, server: Server, stuck: bool = False) -> None:
         """A job killed the fork server, or it is stuck. Its runs end with it; the next start makes a new one."""
@@ -424,7 +429,7 @@ class Runner:
         self._listen(run, closing=True)
         run.close()
         if not run.dropped:
-            self._events.append(Ended(run.id, outcome))
+            self._leave(Ended(run.id, outcome))
 
     def _outcome(self, run: Run, ending: Callable[[], Outcome]) -> Outcome:
         """All processes of the run are gone, so what its channels still hold is all that there will be."""
@@ -516,13 +521,13 @@ class Runner:
                 self._send(run, encode_message({"reply": number, "result": self._heartbeat(run, seconds)}))
             case {"call": int() as number, "method": str() as method, "arguments": dict() as arguments}:
                 if not run.dropped:
-                    self._events.append(Call(run.id, number, method, arguments))
+                    self._leave(Call(run.id, number, method, arguments))
 
     def _on_progress(self, run: Run, percent: float, note: str) -> None:
         waiting = self._progress.get(run.id)
         if waiting is None:
             waiting = self._progress[run.id] = Progressed(run.id, percent, note)
-            self._events.append(waiting)
+            self._leave(waiting)
         waiting.percent, waiting.note = percent, note
 
     def _heartbeat(self, run: Run, seconds: float) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import select
 import signal
 import socket
@@ -55,6 +56,10 @@ BUSY_PAUSE_SECONDS = 0.02
 RENEW_PAUSE_SECONDS = 0.5
 """How long a lease waits that could not be renewed."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
+GATHER_SECONDS = 0.015
+"""With more work waiting, how long the first result waits for others to be written with it."""
+SPREAD_SECONDS = 0.05
+"""Workers that came too late for a slot look again within so long, each at another moment."""
 MOST_PIECES = 16
 """Pieces of one run's output that are stored at once."""
 CODE_CACHE_BYTES = 16_000_000
@@ -83,7 +88,6 @@ _Ending = tuple[_Run, Outcome]
 class _Timers:
     """When each of the loop's regular duties is due next, on the monotonic clock."""
 
-    look: float = 0.0
     settle: float = 0.0
     renew: float = 0.0
     patrol: float = 0.0
@@ -102,8 +106,15 @@ class CronWorker:
         # A connection that goes dead in silence, its locks still held over there, must not cost the leases:
         # there is time for a second one.
         timeout = min(db.STATEMENT_SECONDS, max(SHORTEST_TIMEOUT_SECONDS, settings.lease_seconds / 4))
-        self.engine = db.make_engine(settings, statement_seconds=timeout, idle_seconds=timeout)
+        self.engine = db.make_engine(
+            settings,
+            statement_seconds=timeout,
+            idle_seconds=timeout,
+            # Every transaction in this process is ended by name: no need to end it once more.
+            pool_reset_on_return=None,
+        )
         self.session: Session = db.make_sessions(self.engine)()
+        self._onlooker = db.Onlooker(self.engine)
         self.statistics = Statistics()
         self._runs: dict[int, _Run] = {}
         self._ended: list[_Ending] = []
@@ -118,6 +129,8 @@ class CronWorker:
         self._skew = timedelta(0)
         """This machine's clock less the database's."""
         self._claim_unknown = False
+        self._gather_until = 0.0
+        """Until then ends are gathered, on the monotonic clock; 0 when none are."""
         self._given_up: set[int] = set()
         """Runs stopped here whose rows may still name this worker: they never start a second time."""
         self._outage_since: float | None = None
@@ -179,6 +192,7 @@ class CronWorker:
         with self._database("sign off"):
             registry.sign_off(self.session, self.worker_id, self.statistics.as_dict())
         self.session.close()
+        self._onlooker.close()
         self.engine.dispose()
         for descriptor in (self._wake_reader, self._wake_writer):
             os.close(descriptor)
@@ -216,7 +230,8 @@ class CronWorker:
         if self._runs:
             until += [self._timers.renew, self._timers.flush]
         if self._ended:
-            until.append(max(self._timers.settle, min(held.settle_at for held, _ in self._ended)))
+            soonest = min(held.settle_at for held, _ in self._ended)
+            until.append(max(self._timers.settle, self._gather_until, soonest))
         until.append(self._looked_at + self._next_due_in())
         if self._outage_since is not None:
             until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
@@ -278,7 +293,7 @@ class CronWorker:
 
     def _settle(self) -> bool:
         now = time.monotonic()
-        if not self._ended or now < self._timers.settle:
+        if not self._ended or now < self._timers.settle or self._gathers(now):
             return False
         batch = [ending for ending in self._ended if ending[0].settle_at <= now][:ENQUEUE_BATCH]
         if not batch:
@@ -291,6 +306,18 @@ class CronWorker:
         if not _is_outage(attempt.failed):
             self._settle_one_by_one(batch)
         return False
+
+    def _gathers(self, now: float) -> bool:
+        """Whether to wait until half of the runs have ended: a transaction costs the same for one and for many.
+
+        Only while work waits that keeps the processors busy meanwhile.
+        """
+        if not self._backlog or len(self._ended) >= self.settings.concurrency // 2:
+            self._gather_until = 0.0
+            return False
+        if not self._gather_until:
+            self._gather_until = now + GATHER_SECONDS
+        return now < self._gather_until
 
     def _settle_one_by_one(self, batch: list[_Ending]) -> None:
         """One result that cannot be written must not keep the others from being written."""
@@ -412,32 +439,43 @@ class CronWorker:
             return False
         enqueued = started = 0
         with self._database("look for work") as attempt:
-            if self._must_look():
+            if foreseen := 0 < self._slot_in <= self._since_look():
+                self._slot_in = 0  # served first: the look that tells what is next can wait
+            elif self._must_look():
                 self._look()
-                if self._slot_in == 0 and self._stopping_since is None:
-                    enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
-                    if not enqueued:
-                        self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
+            if self._slot_in == 0 and self._stopping_since is None:
+                enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
+                if not enqueued:
+                    self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
+                    if foreseen:
+                        self._look_again_within(SPREAD_SECONDS)
             if (enqueued or self._backlog) and self._takes_work():
                 started = self._take()
         return not attempt.failed and bool(enqueued or started)
 
     def _look(self) -> None:
         before, wall = time.monotonic(), datetime.now(UTC)
-        look = lifecycle.look(self.session, self.worker_id, holds_runs=bool(self._runs))
-        self.session.rollback()
+        look = self._onlooker.ask(lifecycle.look, self.worker_id, holds_runs=bool(self._runs))
         self._skew = wall - look.now
         for execution_id, reason in look.cancels.items():
             self._maybe_cancel(execution_id, reason)
         self._looked_at = before
+        # As late as it may be: served a moment too early there would be nothing to serve.
         self._slot_in = _seconds_until(look.slot_due, look.now)
+        self._slot_in += time.monotonic() - before if self._slot_in else 0
         self._run_in = _seconds_until(look.run_due, look.now)
         self._backlog = self._run_in == 0
 
     def _must_look(self) -> bool:
         """Whether the last look is too old to go by."""
-        since = time.monotonic() - self._looked_at
-        return since >= self.settings.poll_interval or since >= self._next_due_in()
+        return self._since_look() >= min(self.settings.poll_interval, self._next_due_in())
+
+    def _look_again_within(self, seconds: float) -> None:
+        """Another worker was quicker (or the clocks are a moment apart): those that were not must not go on in step."""
+        self._looked_at = time.monotonic() - self.settings.poll_interval + random.uniform(0, seconds)
+
+    def _since_look(self) -> float:
+        return time.monotonic() - self._looked_at
 
     def _next_due_in(self) -> float:
         """Seconds from the last look to the next instant at which there is something for this worker."""
@@ -447,7 +485,7 @@ class CronWorker:
         return min(self._slot_in, self._run_in if self._takes_work() and not self._backlog else math.inf)
 
     def _due_now(self) -> bool:
-        return self._backlog or self._next_due_in() <= time.monotonic() - self._looked_at
+        return self._backlog or self._next_due_in() <= self._since_look()
 
     def _takes_work(self) -> bool:
         return self._stopping_since is None and len(self._runs) < self.settings.concurrency
@@ -606,8 +644,9 @@ class CronWorker:
             return
         self._timers.patrol = now + PATROL_SECONDS
         with self._database("patrol"):
-            found = lifecycle.irregularities(self.session)
-            gone = registry.gone(self.session, found.holders.keys() - {self.worker_id})
+            found = self._onlooker.ask(lifecycle.irregularities)
+            others = found.holders.keys() - {self.worker_id}
+            gone = registry.gone(self.session, others) if others else set()
             self.session.rollback()
             if found.holders.get(self.worker_id, 0) > len(self._runs):
                 self._claim_unknown = True  # a COMMIT that was given up for lost has arrived late

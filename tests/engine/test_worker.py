@@ -49,6 +49,19 @@ def test_a_job_runs_on_time_slot_after_slot(settings: Settings, session: Session
     assert all(seconds == int(seconds) for seconds in since_first), "slots lie on anchor + k * interval"
 
 
+def test_slots_are_served_when_they_come_however_seldom_the_worker_looks(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    jobs = [make_job(session, journal.code(), schedule_type="interval", interval_seconds=1) for _ in range(3)]
+    begin = db.now(session) + timedelta(seconds=1)
+    for number, job in enumerate(jobs):  # one foreseen slot is followed by another job's
+        job.schedule_anchor = job.next_run_time = begin + timedelta(seconds=0.1 * number)
+    session.commit()
+    with working(settings, poll_interval=60):
+        for job in jobs:
+            wait_for(lambda job=job: len(executions(session, job)) >= 3, "three slots of each job")
+
+
 def test_a_triggered_run_starts_without_waiting_for_a_slot(
     settings: Settings, session: Session, journal: Journal
 ) -> None:
