@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from kytecron.config import Settings
@@ -51,8 +51,8 @@ def main() -> int:
             print("mariadb: no mariadbd on this machine (package mariadb-server), left out")
             continue
         for number in options.only.split(","):
-            with connect() as settings:
-                for figure in MEASURES[number](Bench(name, settings)):
+            with connect() as settings, closing(Bench(name, settings)) as bench:
+                for figure in MEASURES[number](bench):
                     found.append(figure)
                     print(figure.line(), flush=True)
     if options.json:
