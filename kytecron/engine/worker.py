@@ -448,7 +448,7 @@ class CronWorker:
                 if not enqueued:
                     self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
                     if foreseen:
-                        self._look_again_within(SPREAD_SECONDS)
+                        self._look_again_soon()
             if (enqueued or self._backlog) and self._takes_work():
                 started = self._take()
         return not attempt.failed and bool(enqueued or started)
@@ -470,9 +470,9 @@ class CronWorker:
         """Whether the last look is too old to go by."""
         return self._since_look() >= min(self.settings.poll_interval, self._next_due_in())
 
-    def _look_again_within(self, seconds: float) -> None:
+    def _look_again_soon(self) -> None:
         """Another worker was quicker (or the clocks are a moment apart): those that were not must not go on in step."""
-        self._looked_at = time.monotonic() - self.settings.poll_interval + random.uniform(0, seconds)
+        self._looked_at = time.monotonic() - self.settings.poll_interval + random.uniform(0, SPREAD_SECONDS)
 
     def _since_look(self) -> float:
         return time.monotonic() - self._looked_at

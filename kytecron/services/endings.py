@@ -24,7 +24,7 @@ from ..core.statistics import bucket
 from ..store import claims, db
 from ..store.claims import JOB
 from ..store.models import CronJobDailyStat
-from ..store.prepared import Prepared
+from ..store.prepared import Prepared, values_of
 from . import audit, notify, slots
 from .slots import DEPENDENCY
 
@@ -323,9 +323,7 @@ _STATS_OF_DAY = Prepared(
 @lru_cache(maxsize=4)
 def _put_stats(dialect: str) -> Prepared:
     """A day's row with these values, whether it was there or not."""
-    insertion = db.insertion(STAT, dialect).values(
-        {column.name: sa.bindparam(column.name, type_=column.type) for column in STAT.c}
-    )
+    insertion = db.insertion(STAT, dialect).values(values_of(STAT, [column.name for column in STAT.c]))
     counts = [column.name for column in STAT.c if not column.primary_key]
     if dialect in db.MYSQL_DIALECTS:
         return Prepared(

@@ -33,7 +33,7 @@ from .models import (
     CronJobSecret,
     KyteCronJobVersion,
 )
-from .prepared import Prepared, UpdateEach
+from .prepared import Prepared, UpdateEach, values_of
 
 JOB: Any = CronJob.__table__
 RUN: Any = CronJobExecution.__table__
@@ -76,7 +76,7 @@ ON_SCHEDULE = (
     *("worker_tag", "overlap_policy", "misfire_policy", "misfire_grace_seconds", "dependency_mode"),
     "dependency_timeout_seconds",
 )
-"""The columns of a job that decide about its slots. PyMySQL reads each in Python, and a job has sixty."""
+"""The columns of a job that decide about its slots. PyMySQL reads each in Python, and a job has seventy."""
 
 
 @lru_cache(maxsize=2)
@@ -230,8 +230,7 @@ def _insert_or_keep(session: Session, table: Any, rows: Sequence[Mapping[str, An
 @lru_cache(maxsize=32)
 def _insertion(table: Any, columns: tuple[str, ...], dialect: str) -> Prepared:
     # INSERT IGNORE would also swallow values that do not fit, so each database is told to ignore duplicates alone.
-    values = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
-    insertion = db.insertion(table, dialect).values(values)
+    insertion = db.insertion(table, dialect).values(values_of(table, columns))
     if dialect in db.MYSQL_DIALECTS:
         key = next(iter(table.primary_key))
         return Prepared(insertion.on_duplicate_key_update({key.name: key}))

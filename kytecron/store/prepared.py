@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +25,11 @@ Convert = Callable[[Any], Any]
 _NAMED = re.compile(r"%\((\w+)\)s")
 LIST = "ids"
 """The one parameter that may be a list: `column.in_(sa.bindparam("ids", expanding=True))`, of whole numbers."""
+
+
+def values_of(table: Any, columns: Iterable[str]) -> dict[str, Any]:
+    """For `.values()`: each column is given by a parameter of its name."""
+    return {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
 
 
 class Prepared:
@@ -122,8 +127,7 @@ class UpdateEach:
     def __init__(self, table: Any, keys: Mapping[str, Any], columns: Sequence[str]) -> None:
         self._table, self._keys, self._columns = table, keys, columns
         guards = [key == sa.bindparam(name, type_=key.type) for name, key in keys.items()]
-        values: dict[str, Any] = {name: sa.bindparam(name, type_=table.c[name].type) for name in columns}
-        self._one = Prepared(sa.update(table).where(*guards).values(values))
+        self._one = Prepared(sa.update(table).where(*guards).values(values_of(table, columns)))
         self._forms: WeakKeyDictionary[sa.Dialect, _Joined] = WeakKeyDictionary()
 
     def run(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> int:
