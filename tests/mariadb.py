@@ -64,6 +64,8 @@ class MariaDB:
                     "--bind-address=127.0.0.1",
                     f"--port={self.port}",
                     f"--socket={self.directory / 's'}",
+                    # A server that starts removes the temporary tables it finds: not those of others.
+                    f"--tmpdir={self.directory}",
                     "--skip-name-resolve",
                     "--skip-log-bin",
                     "--innodb-buffer-pool-size=64M",
@@ -87,6 +89,7 @@ class MariaDB:
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
             ],
+            env={**os.environ, "TMPDIR": str(self.directory)},
             check=True,
             capture_output=True,
         )
