@@ -32,6 +32,20 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
+def children_of(server: int | None, *, spare: bool) -> list[int]:
+    """The processes of a fork server that wait for a run, or those that belong to one. Newborn ones are neither."""
+    pids = map(int, Path(f"/proc/{server}/task/{server}/children").read_text().split())
+    prefix = "kyte-spare" if spare else "kyte-run"
+    return [pid for pid in pids if _name_of(pid).startswith(prefix)]
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 class Runs:
     """A Runner and what it said."""
 

@@ -10,6 +10,7 @@ write one JSON document per line. The job's: `{"compiled": code}`, when the work
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import atexit
 import ctypes
@@ -295,8 +296,50 @@ def prepare() -> None:
     sys.meta_path.insert(0, LoggingDefaults())
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
-    # The first compilation in a process costs 2 ms more than the next.
-    compile("class Job:\n    def execute(self):\n        return 1\n", "<warm-up>", "exec")
+    _rehearse()
+
+
+REHEARSALS = 20
+"""More than Python needs to specialize the code."""
+
+
+def _rehearse() -> None:
+    """Run a job that does nothing, several times, where the children are forked from.
+
+    Python learns by it (the first compilation in a process costs 2 ms more than the next, code is specialized after
+    some calls, attributes are found in a cache) and what it learns it writes down: here once, and not in each child.
+    """
+    ours, theirs = _socket.socketpair()
+    arguments = sys.argv
+    code = "class Rehearsal(CronJobBase):\n    def execute(self):\n        return None\n"
+    request: dict[str, Any] = {
+        "execution_id": 0,
+        "job_id": 0,
+        "job_name": "",
+        "version": 0,
+        "code": code,
+        "compiled": None,
+        "scheduled_time": "2000-01-01T00:00:00+00:00",
+        "attempt": 1,
+        "previous_status": None,
+        "memory_limit_mb": None,
+        "cpu_limit_seconds": None,
+        "parameters": "{}",
+        "state": "{}",
+        "secrets": "{}",
+    }
+    for _ in range(REHEARSALS):
+        theirs.send(encode_request(request))
+        channel = Channel(ours.fileno())
+        _run(channel, channel.request())
+        theirs.recv(1 << 12)
+        request["compiled"] = marshal.dumps(compile(code, "", "exec"))
+    ours.close()
+    theirs.close()
+    sys.argv = arguments
+    del sys.modules[MODULE]
+    linecache.clearcache()
+    hide_memory(True)
 
 
 def main(control: int) -> NoReturn:
@@ -308,7 +351,11 @@ def main(control: int) -> NoReturn:
     exit_code = 1
     try:
         channel = Channel(control)
-        exit_code = _run(channel, channel.request())
+        request = channel.request()
+        _signals.install()
+        gc.freeze()  # what has come up since the fork server froze its own
+        gc.enable()
+        exit_code = _run(channel, request)
     except EOFError:
         pass  # the worker is gone, and the fork server is about to end this process
     except BaseException:
@@ -319,9 +366,6 @@ def main(control: int) -> NoReturn:
 
 
 def _run(channel: Channel, request: dict[str, Any]) -> int:
-    _signals.install()
-    gc.freeze()  # what has come up since the fork server froze its own
-    gc.enable()
     run = _describe(request, channel)
     hide_memory(bool(run.secrets))
     result, tear_down_error = None, None

@@ -11,6 +11,9 @@ A run is over when its processes are. Each run leads a session and is a subreape
 they stay below it in the process tree until it ends, and then become children of the fork server. So every child
 of the fork server that leads no run has outlived its run, and is killed.
 
+Processes are forked in advance, several in a row, when there is nothing else to do: a spare one is all but ready to
+run a job, and is given one run, its first and only.
+
 Every page that is written between two forks, here or in a child, is copied first, and that is most of what a
 fork costs. Hence records instead of JSON, descriptors instead of file objects, nothing imported that runs code at
 a fork (threading, and so logging, does).
@@ -18,17 +21,16 @@ a fork (threading, and so logging, does).
 
 from __future__ import annotations
 
+import _socket
 import gc
 import os
 import resource
 import select
 import signal
-import socket
 import struct
 import sys
 import time
 from collections import deque
-from math import inf
 
 from . import child
 from .child import boot_time, prctl
@@ -72,6 +74,12 @@ STRAY_SECONDS = 2.0
 
 STRAY_RETRY_SECONDS = 0.01
 
+SPARES = 4
+"""How many processes wait for a run."""
+
+RUN_ID = struct.Struct("=q")
+"""What a spare process is told; the job's ends of its channels come along."""
+
 CONTROL_FD = 4095
 """Where a job has its end of the control socket; its limit on open files is lowered to just that.
 
@@ -80,30 +88,42 @@ file that a job opens ever gets its number.
 """
 
 _LINUX = sys.platform == "linux"
+_NEVER = float("inf")
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+class Spare:
+    """A process that waits for its run."""
+
+    __slots__ = ("channel", "pid", "pidfd")
+
+    def __init__(self, pid: int, channel: _socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid) if _LINUX else -1
+        self.channel = channel
+
+
 class Run:
-    """One job process, from its fork until its end was told."""
+    """One job process, from the moment it is given its run until its end was told."""
 
     __slots__ = (
         *("id", "pid", "pidfd", "started", "limit", "lease", "grace"),
         *("cause", "stopped", "kill_at", "ended", "news"),
     )
 
-    def __init__(self, run_id: int, pid: int, seconds: float, lease: float, grace: float) -> None:
+    def __init__(self, run_id: int, process: Spare, seconds: float, lease: float, grace: float) -> None:
         self.id = run_id
-        self.pid = pid
-        self.pidfd = os.pidfd_open(pid) if _LINUX else -1
+        self.pid = process.pid
+        self.pidfd = process.pidfd
         self.started = boot_time()
         self.limit = self.started + seconds
         self.lease = lease
         self.grace = grace
         self.cause = ITSELF
-        self.stopped = inf
-        self.kill_at = inf
+        self.stopped = _NEVER
+        self.kill_at = _NEVER
         self.ended = 0.0
         self.news = b""
 
@@ -114,7 +134,7 @@ class Run:
 def serve(fd: int) -> NoReturn:
     """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter."""
     prepare()
-    ForkServer(socket.socket(fileno=fd)).run()
+    ForkServer(_socket.socket(fileno=fd)).run()
     os._exit(0)
 
 
@@ -151,7 +171,7 @@ def enter(directory: str) -> None:
 class ForkServer:
     """The loop: orders in, signals and forks out, ends reported."""
 
-    def __init__(self, worker: socket.socket) -> None:
+    def __init__(self, worker: _socket.socket) -> None:
         self._worker = worker
         self._worker.setblocking(False)
         self._pid = os.getpid()
@@ -160,6 +180,8 @@ class ForkServer:
         self._unread = b""
         self._fds: deque[int] = deque()
         self._unsent = b""
+        self._spares: dict[int, Spare] = {}
+        self._lacks_spares = True
         self._runs: dict[int, Run] = {}
         self._by_pid: dict[int, Run] = {}
         self._over: list[Run] = []
@@ -189,7 +211,10 @@ class ForkServer:
     def _wait(self) -> bool:
         """Sleep until something happens; True when the worker has written, or is gone."""
         orders_came = False
-        for fd, event in self._poll.poll(self._timeout()):
+        events = self._poll.poll(0 if self._lacks_spares else self._timeout())
+        if not events and self._lacks_spares:
+            self._make_spares()
+        for fd, event in events:
             if fd == self._worker.fileno():
                 orders_came = bool(event & ~select.POLLOUT)
         return orders_came
@@ -237,7 +262,7 @@ class ForkServer:
             elif (run := self._runs.get(run_id)) is None:
                 pass  # its end is on the way to the worker
             elif what == LIMIT:
-                run.limit = a if run.cause == ITSELF else inf
+                run.limit = a if run.cause == ITSELF else _NEVER
             elif what == LEASE:
                 run.lease = a
             else:
@@ -251,32 +276,82 @@ class ForkServer:
             # The worker was stopped, or slow, since it claimed this run: another may have it by now.
             self._tell(REFUSED, LOST_LEASE, run_id)
         else:
-            self._fork(run_id, (control, output), (seconds, lease, grace))
+            self._hand_over(run_id, (control, output), (seconds, lease, grace))
         os.close(control)
         os.close(output)
 
-    def _fork(self, run_id: int, fds: tuple[int, int], times: tuple[float, float, float]) -> None:
+    def _hand_over(self, run_id: int, fds: tuple[int, int], times: tuple[float, float, float]) -> None:
+        """Let a spare process be the run."""
         now = time.time()
         try:
-            pid = os.fork()
+            process = self._told(run_id, fds)
         except OSError as error:
             self._tell(REFUSED, ITSELF, run_id, number=error.errno or 0)
             return
-        if pid == 0:
-            self._become_run(run_id, *fds)
-        run = Run(run_id, pid, *times)
-        self._runs[run_id] = self._by_pid[pid] = run
-        if _LINUX:
-            self._poll.register(run.pidfd, select.POLLIN)
-        self._tell(STARTED, ITSELF, run_id, number=pid, at=now)
+        run = Run(run_id, process, *times)
+        self._runs[run_id] = self._by_pid[run.pid] = run
+        self._tell(STARTED, ITSELF, run_id, number=run.pid, at=now)
 
-    def _become_run(self, run_id: int, control: int, output: int) -> NoReturn:
-        """In the child: leave everything of the fork server behind, and be the run."""
+    def _told(self, run_id: int, fds: tuple[int, int]) -> Spare:
+        """A process that was told its run. Raises OSError when none can be made."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("=2i", *fds))]
+        message = RUN_ID.pack(run_id)
+        while True:
+            if not self._spares and (problem := self._make_spares()):
+                raise problem
+            self._lacks_spares = True
+            spare = next(iter(self._spares.values()))
+            try:
+                spare.channel.sendmsg([message], rights)
+            except OSError:
+                self._bury(spare)  # somebody has killed it
+                continue
+            del self._spares[spare.pid]
+            spare.channel.close()
+            return spare
+
+    def _make_spares(self) -> OSError | None:
+        """Fork the processes that are lacking, with as little as can be between two forks.
+
+        Returns what went wrong where there is none then.
+        """
+        self._lacks_spares = False  # also where it fails, or they are killed: the next start will try again
+        channels: list[tuple[_socket.socket, _socket.socket]] = []
+        pids: list[int] = []
+        problem: OSError | None = None
+        try:
+            channels += [_socket.socketpair() for _ in range(SPARES - len(self._spares))]
+            for _, theirs in channels:
+                pids.append(os.fork() or self._become_spare(theirs))
+        except OSError as error:
+            problem = error
+        for pid, (ours, _) in zip(pids, channels, strict=False):
+            try:
+                self._spares[pid] = Spare(pid, ours)
+            except OSError as error:
+                _kill(pid)
+                problem = error
+            else:
+                self._watch(self._spares[pid])
+        for pair in channels:
+            pair[1].close()
+        return None if self._spares else problem
+
+    def _become_spare(self, orders: _socket.socket) -> NoReturn:
+        """In the child: leave everything of the fork server behind, wait for a run and be it."""
         try:
             os.setsid()
             die_with_parent(self._pid)
             adopt_orphans()
-            name_process(f"kyte-run {run_id}")
+            name_process("kyte-spare")
+            os.closerange(3, orders.fileno())
+            os.closerange(orders.fileno() + 1, self._control_fd)
+            message, ancillary, _, _ = orders.recvmsg(RUN_ID.size, 64)
+            if not message:
+                os._exit(0)  # the fork server is gone
+            orders.close()
+            control, output = struct.unpack("=2i", ancillary[0][2])
+            name_process(f"kyte-run {RUN_ID.unpack(message)[0]}")
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.dup2(control, self._control_fd, inheritable=False)
@@ -296,10 +371,10 @@ class ForkServer:
             if now < run.next_deadline():
                 continue
             if now >= run.lease:
-                run.lease = inf
+                run.lease = _NEVER
                 self._stop(run, LOST_LEASE, 0)
             if now >= run.limit:
-                run.limit = inf
+                run.limit = _NEVER
                 self._stop(run, TIMEOUT, run.grace)
             if now >= run.kill_at:
                 run.kill_at = now + 1
@@ -315,7 +390,7 @@ class ForkServer:
             run.stopped = min(run.stopped, now)
             self._tell(STOPPING, cause, run.id)
             self._send()  # before the signal: whatever the job then asks of the worker, the worker knows
-        run.limit = inf
+        run.limit = _NEVER
         run.kill_at = min(run.kill_at, now + grace)
         self._signal(run, signal.SIGTERM if grace > 0 else signal.SIGKILL)
 
@@ -358,11 +433,26 @@ class ForkServer:
             run = self._by_pid.pop(pid, None)
             if run is not None:
                 self._note_end(run, status, usage)
+            elif pid in self._spares:
+                self._bury(self._spares[pid])
+
+    def _bury(self, spare: Spare) -> None:
+        """It was killed before it had a run."""
+        del self._spares[spare.pid]
+        self._forget(spare)
+        spare.channel.close()
+
+    def _watch(self, process: Spare) -> None:
+        if _LINUX:
+            self._poll.register(process.pidfd, select.POLLIN)
+
+    def _forget(self, process: Spare | Run) -> None:
+        if _LINUX:
+            self._poll.unregister(process.pidfd)
+            os.close(process.pidfd)
 
     def _note_end(self, run: Run, status: int, usage: resource.struct_rusage) -> None:
-        if _LINUX:
-            self._poll.unregister(run.pidfd)
-            os.close(run.pidfd)
+        self._forget(run)
         run.ended = boot_time()
         run.news = NEWS.pack(
             ENDED,
@@ -377,16 +467,18 @@ class ForkServer:
         self._over.append(run)
 
     def _strays(self) -> list[int]:
-        """Our children that lead no run: they have outlived theirs."""
-        return [pid for pid in children_in(self._children) if pid not in self._by_pid]
+        """Our children that lead no run and wait for none: they have outlived theirs."""
+        return [
+            pid for pid in children_in(self._children) if pid not in self._by_pid and pid not in self._spares
+        ]
 
     def _end_all(self) -> None:
         """The worker is gone: nobody may survive it, and nobody is left to tell."""
         while True:
-            for pid in [*self._by_pid, *self._strays()]:
+            for pid in [*self._by_pid, *self._spares, *self._strays()]:
                 _kill(pid)
             self._reap_children()
-            if not self._by_pid and not self._strays():
+            if not self._by_pid and not self._spares and not self._strays():
                 return
             time.sleep(0.005)
 

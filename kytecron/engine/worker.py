@@ -4,7 +4,9 @@ One loop of short steps on the main thread does all that needs the database; the
 over the job processes, so that time limits and leases hold even while a statement hangs. A third thread sends
 notifications and removes old rows: a dead channel or a long clean-up delays no job.
 
-    step: collect what the processes said -> settle -> renew -> enqueue -> claim and start -> flush output
+    step: collect what the processes said -> renew -> enqueue -> claim and start -> settle -> flush output
+
+A slot is free as soon as its process is gone: it is filled before the result is written, so that jobs run meanwhile.
 """
 
 from __future__ import annotations
@@ -56,8 +58,6 @@ BUSY_PAUSE_SECONDS = 0.02
 RENEW_PAUSE_SECONDS = 0.5
 """How long a lease waits that could not be renewed."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
-GATHER_SECONDS = 0.015
-"""With more work waiting, how long the first result waits for others to be written with it."""
 SPREAD_SECONDS = 0.05
 """Workers that came too late for a slot look again within so long, each at another moment."""
 MOST_PIECES = 16
@@ -129,8 +129,6 @@ class CronWorker:
         self._skew = timedelta(0)
         """This machine's clock less the database's."""
         self._claim_unknown = False
-        self._gather_until = 0.0
-        """Until then ends are gathered, on the monotonic clock; 0 when none are."""
         self._given_up: set[int] = set()
         """Runs stopped here whose rows may still name this worker: they never start a second time."""
         self._outage_since: float | None = None
@@ -206,12 +204,12 @@ class CronWorker:
         self._follow_shutdown()
         if self._outage_since is not None and not self._probe():
             return False
-        busy = self._settle()
         self._renew()
         self._report()
         self._read_back()
         self._patrol()
-        busy |= self._look_and_take()
+        busy = self._look_and_take()
+        busy |= self._settle()
         self._flush()
         return busy
 
@@ -231,7 +229,7 @@ class CronWorker:
             until += [self._timers.renew, self._timers.flush]
         if self._ended:
             soonest = min(held.settle_at for held, _ in self._ended)
-            until.append(max(self._timers.settle, self._gather_until, soonest))
+            until.append(max(self._timers.settle, soonest))
         until.append(self._looked_at + self._next_due_in())
         if self._outage_since is not None:
             until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
@@ -293,7 +291,7 @@ class CronWorker:
 
     def _settle(self) -> bool:
         now = time.monotonic()
-        if not self._ended or now < self._timers.settle or self._gathers(now):
+        if not self._ended or now < self._timers.settle:
             return False
         batch = [ending for ending in self._ended if ending[0].settle_at <= now][:ENQUEUE_BATCH]
         if not batch:
@@ -306,18 +304,6 @@ class CronWorker:
         if not _is_outage(attempt.failed):
             self._settle_one_by_one(batch)
         return False
-
-    def _gathers(self, now: float) -> bool:
-        """Whether to wait until half of the runs have ended: a transaction costs the same for one and for many.
-
-        Only while work waits that keeps the processors busy meanwhile.
-        """
-        if not self._backlog or len(self._ended) >= self.settings.concurrency // 2:
-            self._gather_until = 0.0
-            return False
-        if not self._gather_until:
-            self._gather_until = now + GATHER_SECONDS
-        return now < self._gather_until
 
     def _settle_one_by_one(self, batch: list[_Ending]) -> None:
         """One result that cannot be written must not keep the others from being written."""
@@ -488,13 +474,21 @@ class CronWorker:
         return self._backlog or self._next_due_in() <= self._since_look()
 
     def _takes_work(self) -> bool:
-        return self._stopping_since is None and len(self._runs) < self.settings.concurrency
+        return self._stopping_since is None and self._free_slots() > 0
+
+    def _running(self) -> int:
+        """How many runs still have, or may have, a process."""
+        return len(self._runs) - len(self._ended)
+
+    def _free_slots(self) -> int:
+        """How many runs may start; fewer while results wait that the database does not take."""
+        return self.settings.concurrency - max(self._running(), len(self._ended))
 
     def _take(self) -> int:
         """Claim as many runs as there are free slots and start them."""
         if self._claim_unknown:
             return 0  # `_read_back` comes first
-        before, free = boot_time(), self.settings.concurrency - len(self._runs)
+        before, free = boot_time(), self._free_slots()
         self._claim_unknown = True  # until COMMIT has answered
         runs = lifecycle.claim(
             self.session, self.worker_id, self.settings.tags, free, self.settings.lease_seconds
@@ -631,7 +625,7 @@ class CronWorker:
             self.session,
             self.worker_id,
             self.settings,
-            running=len(self._runs),
+            running=self._running(),
             draining=self._stopping_since is not None,
             clock_skew_ms=round(self._skew.total_seconds() * 1000, 1),
             statistics=self.statistics.as_dict(),

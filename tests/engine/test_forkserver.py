@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Runs, is_alive, wait_until
+from kytecron.engine.forkserver import SPARES
+from tests.runs import Runs, children_of, is_alive, wait_until
 
 ROOT = Path(__file__).parents[2]
 NOOP = "class Job(CronJobBase):\n    def execute(self): pass"
@@ -21,13 +23,53 @@ def status_of(pid: int | None) -> dict[str, str]:
     return dict(re.findall(r"(\w+):\s+(\S+)", Path(f"/proc/{pid}/status").read_text()))
 
 
-def test_it_is_small_and_has_one_thread_and_no_sockets_but_to_its_worker(runs: Runs) -> None:
+def test_it_is_small_and_has_one_thread_and_no_sockets_but_to_its_worker_and_its_spares(runs: Runs) -> None:
     assert runs.run("return 1").result == 1
+    spares_of(runs)
     status = status_of(runs.runner.server_pid)
     assert int(status["VmRSS"]) <= 20 * 1024
     assert status["Threads"] == "1"
     links = [os.readlink(fd) for fd in Path(f"/proc/{runs.runner.server_pid}/fd").iterdir()]
-    assert sum(link.startswith("socket:") for link in links) == 1
+    assert sum(link.startswith("socket:") for link in links) == 1 + SPARES
+
+
+def spares_of(runs: Runs) -> list[int]:
+    """The processes that wait for a run, once there are all."""
+    return wait_until(
+        lambda: len(pids := children_of(runs.runner.server_pid, spare=True)) == SPARES and sorted(pids)
+    )
+
+
+def test_a_run_is_given_a_process_that_waited_for_it_and_another_takes_its_place(runs: Runs) -> None:
+    waiting = spares_of(runs)
+    first = runs.pid(runs.start("time.sleep(60)"))
+    second = runs.pid(runs.start("time.sleep(60)"))
+    assert {first, second} < set(waiting)
+    assert first != second
+    assert {first, second}.isdisjoint(spares_of(runs))
+
+
+def test_processes_killed_while_they_wait_cost_no_run(runs: Runs) -> None:
+    waiting = spares_of(runs)
+    for pid in waiting:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not [pid for pid in waiting if is_alive(pid)])
+    several = [runs.start("return 1") for _ in range(6)]
+    assert [runs.outcome(execution_id).result for execution_id in several] == [1] * 6
+    spares_of(runs)
+
+
+def test_processes_that_wait_end_with_the_fork_server(runs: Runs) -> None:
+    waiting = spares_of(runs)
+    os.kill(runs.runner.server_pid or 0, signal.SIGKILL)
+    wait_until(lambda: not [pid for pid in waiting if is_alive(pid)])
+
+
+def test_a_burst_of_runs_beyond_the_waiting_processes_is_served(runs: Runs) -> None:
+    spares_of(runs)
+    several = [runs.start(f"return {number}") for number in range(5 * SPARES)]
+    assert [runs.outcome(execution_id).result for execution_id in several] == list(range(5 * SPARES))
+    assert len({runs.pid(execution_id) for execution_id in several}) == 5 * SPARES
 
 
 def test_a_running_job_costs_little_memory_of_its_own(runs: Runs) -> None:

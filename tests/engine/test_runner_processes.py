@@ -15,7 +15,7 @@ import pytest
 
 from kytecron.core.states import Status
 from kytecron.engine.runner import Ended, Runner
-from tests.runs import Runs, is_alive, wait_until
+from tests.runs import Runs, children_of, is_alive, wait_until
 
 ESCAPE = """
     def stay():
@@ -79,11 +79,7 @@ def test_a_tree_that_keeps_forking_is_brought_down(runs: Runs) -> None:
     time.sleep(0.05)
     """
     assert runs.run(job(execute)).status is Status.COMPLETED
-    wait_until(lambda: not Path(children_of(runs.runner.server_pid)).read_text())
-
-
-def children_of(pid: int | None) -> str:
-    return f"/proc/{pid}/task/{pid}/children"
+    wait_until(lambda: not children_of(runs.runner.server_pid, spare=False))
 
 
 def test_a_forked_copy_cannot_report_the_end(runs: Runs) -> None:
@@ -264,8 +260,8 @@ def test_a_job_that_kills_the_fork_server_ends_its_runs_but_not_the_runner(runs:
 def test_a_run_that_had_reported_its_end_survives_the_death_of_the_fork_server(runs: Runs) -> None:
     server = runs.runner.server_pid
     execution_id = runs.start("os.kill(os.getppid(), signal.SIGSTOP)\nreturn 'done'")
-    pid = wait_until(lambda: Path(children_of(server)).read_text().split())[0]
-    wait_until(lambda: not is_alive(int(pid)))
+    (pid,) = wait_until(lambda: children_of(server, spare=False))
+    wait_until(lambda: not is_alive(pid))
     assert server is not None
     os.kill(server, signal.SIGKILL)
     outcome = runs.outcome(execution_id)
