@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import random
 import select
 import signal
 import socket
@@ -58,8 +57,14 @@ BUSY_PAUSE_SECONDS = 0.02
 RENEW_PAUSE_SECONDS = 0.5
 """How long a lease waits that could not be renewed."""
 SHORTEST_TIMEOUT_SECONDS = 2.0
-SPREAD_SECONDS = 0.05
-"""Workers that came too late for a slot look again within so long, each at another moment."""
+CREW_SECONDS = 5.0
+"""How often a worker asks which others do the same work."""
+TURN_SECONDS = 0.015
+"""Workers come to a slot one after another, so far apart: all at once they would only be in each other's way."""
+LAST_TURN_SECONDS = 0.1
+"""The last of many comes no later than this."""
+FRESH_SECONDS = 1.0
+"""A slot that became due within this time and is locked is being served; after it, somebody has forgotten a lock."""
 MOST_PIECES = 16
 """Pieces of one run's output that are stored at once."""
 CODE_CACHE_BYTES = 16_000_000
@@ -93,6 +98,7 @@ class _Timers:
     patrol: float = 0.0
     flush: float = 0.0
     report: float = 0.0
+    crew: float = 0.0
 
 
 class CronWorker:
@@ -121,6 +127,16 @@ class CronWorker:
         self._code = _CodeCache(CODE_CACHE_BYTES)
         self._timers = _Timers()
         self._looked_at = 0.0
+        self._look_by = 0.0
+        """When to look again at the latest, on the monotonic clock."""
+        self._crew: list[str] = [self.worker_id]
+        """The workers that do the same work, itself included."""
+        self._place = 0
+        """In the order in which they come to the next slot."""
+        self._leaves = False
+        """The workers before this one have room enough for what was due, and have one turn to take it."""
+        self._slot_late = 0.0
+        """Seconds that a slot had been due when this worker last looked."""
         self._slot_in = math.inf
         self._run_in = math.inf
         """Seconds from the last look until the next slot and the next pending run are due."""
@@ -224,7 +240,7 @@ class CronWorker:
     def _sleep(self) -> None:
         """Wait for the next duty, the next due instant or a wake, whichever comes first."""
         now = time.monotonic()
-        until = [self._timers.patrol, self._looked_at + self.settings.poll_interval]
+        until = [self._timers.patrol, self._look_by]
         if self._runs:
             until += [self._timers.renew, self._timers.flush]
         if self._ended:
@@ -425,40 +441,74 @@ class CronWorker:
             return False
         enqueued = started = 0
         with self._database("look for work") as attempt:
-            if foreseen := 0 < self._slot_in <= self._since_look():
-                self._slot_in = 0  # served first: the look that tells what is next can wait
+            if self._place == 0 and 0 < self._slot_in <= self._since_look():
+                self._slot_in = self._slot_late = 0  # served first: the look that tells what is next can wait
             elif self._must_look():
                 self._look()
             if self._slot_in == 0 and self._stopping_since is None:
                 enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
                 if not enqueued:
                     self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
-                    if foreseen:
-                        self._look_again_soon()
+                    if self._slot_late < FRESH_SECONDS:
+                        self._look_by = time.monotonic() + self._turn(max(1, self._place))
             if (enqueued or self._backlog) and self._takes_work():
                 started = self._take()
         return not attempt.failed and bool(enqueued or started)
 
     def _look(self) -> None:
         before, wall = time.monotonic(), datetime.now(UTC)
-        look = self._onlooker.ask(lifecycle.look, self.worker_id, holds_runs=bool(self._runs))
+        by_chance = self._since_look() >= self.settings.poll_interval
+        crew = len(self._crew)
+        look = self._onlooker.ask(
+            lifecycle.look,
+            self.worker_id,
+            holds_runs=bool(self._runs),
+            count=crew * self.settings.concurrency if crew > 1 else 1,
+        )
         self._skew = wall - look.now
         for execution_id, reason in look.cancels.items():
             self._maybe_cancel(execution_id, reason)
         self._looked_at = before
-        # As late as it may be: served a moment too early there would be nothing to serve.
-        self._slot_in = _seconds_until(look.slot_due, look.now)
-        self._slot_in += time.monotonic() - before if self._slot_in else 0
-        self._run_in = _seconds_until(look.run_due, look.now)
+        self._look_by = before + self.settings.poll_interval
+        self._slot_late = (look.now - look.slot_due).total_seconds() if look.slot_due else 0.0
+        self._place = self._place_at(look.slot_due) if look.slot_due else 0
+        passed = time.monotonic() - before
+        self._slot_in = self._comes_in(look.slot_due, look.now, passed)
+        self._run_in = self._comes_in(look.run_due, look.now, passed)
         self._backlog = self._run_in == 0
+        if self._backlog and look.run_due is not None and not by_chance:
+            # The others are here for the same runs.
+            place = self._place_at(look.run_due)
+            self._leaves = not self._leaves and look.due <= place * self.settings.concurrency
+            if self._leaves:
+                self._backlog, self._run_in = False, passed + self._turn(place)
+
+    def _comes_in(self, moment: datetime | None, now: datetime, passed: float) -> float:
+        """Seconds from a look, which was `passed` seconds ago, until this worker comes to what is due at `moment`."""
+        if moment is None:
+            return math.inf
+        seconds = max(0.0, (moment - now).total_seconds())
+        if not seconds:
+            return 0
+        # As late as it may be: served a moment too early there would be nothing to serve.
+        return seconds + passed + self._turn(self._place_at(moment))
+
+    def _place_at(self, moment: datetime) -> int:
+        return registry.place(self._crew, self.worker_id, moment)
+
+    def _turn(self, place: int) -> float:
+        """Seconds after a slot at which the worker at `place` comes to it."""
+        return min(place * TURN_SECONDS, place * LAST_TURN_SECONDS / len(self._crew))
 
     def _must_look(self) -> bool:
         """Whether the last look is too old to go by."""
-        return self._since_look() >= min(self.settings.poll_interval, self._next_due_in())
-
-    def _look_again_soon(self) -> None:
-        """Another worker was quicker (or the clocks are a moment apart): those that were not must not go on in step."""
-        self._looked_at = time.monotonic() - self.settings.poll_interval + random.uniform(0, SPREAD_SECONDS)
+        since = self._since_look()
+        others_had_time = len(self._crew) > 1 and since >= TURN_SECONDS
+        return (
+            time.monotonic() >= self._look_by
+            or since >= self._next_due_in()
+            or (self._backlog and others_had_time and self._takes_work())
+        )
 
     def _since_look(self) -> float:
         return time.monotonic() - self._looked_at
@@ -641,6 +691,9 @@ class CronWorker:
             found = self._onlooker.ask(lifecycle.irregularities)
             others = found.holders.keys() - {self.worker_id}
             gone = registry.gone(self.session, others) if others else set()
+            if now >= self._timers.crew:
+                self._timers.crew = now + CREW_SECONDS
+                self._crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
             self.session.rollback()
             if found.holders.get(self.worker_id, 0) > len(self._runs):
                 self._claim_unknown = True  # a COMMIT that was given up for lost has arrived late
@@ -770,10 +823,6 @@ class _CodeCache:
         while self._size > self._limit and len(self._codes) > 1:
             self._size -= len(self._codes.popitem(last=False)[1])
         return self._codes[digest]
-
-
-def _seconds_until(moment: datetime | None, now: datetime) -> float:
-    return math.inf if moment is None else max(0.0, (moment - now).total_seconds())
 
 
 def _is_outage(error: Exception) -> bool:

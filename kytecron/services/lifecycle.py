@@ -47,15 +47,20 @@ class Look:
     now: datetime
     run_due: datetime | None
     slot_due: datetime | None
+    due: int
+    """How many runs are due, as far as they were counted."""
     cancels: dict[int, str]
     """Runs of this worker that somebody asked to stop, with the reason."""
 
 
-def look(at: db.At, worker_id: str, *, holds_runs: bool) -> Look:
-    """When the next pending run and the next slot are due, and which runs are to be stopped. Reads a few index rows."""
-    instants = claims.next_instants(at)
+def look(at: db.At, worker_id: str, *, holds_runs: bool, count: int = 1) -> Look:
+    """When the next pending run and the next slot are due, and which runs are to be stopped.
+
+    Due runs are counted up to `count`. Reads a few index rows.
+    """
+    instants = claims.next_instants(at, count)
     cancels = claims.cancel_requests(at, worker_id) if holds_runs else {}
-    return Look(instants.now, instants.run, instants.slot, cancels)
+    return Look(instants.now, instants.run, instants.slot, instants.due, cancels)
 
 
 def irregularities(at: db.At) -> claims.Irregularities:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from ..store.db import transactional
 from ..store.models import CronWorkerRecord
 
 VERSION = "0.1.0"
+
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2 ** 64 by the golden ratio: its multiples, whatever the step between them, spread evenly over 2 ** 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def report(
             pid=process.pid,
             process_started=process.started,
             version=VERSION,
-            tags=",".join(sorted(settings.tags)),
+            tags=_joined(settings.tags),
             slots=settings.concurrency,
             tzdata=TZDATA_VERSION,
             started_at=now,
@@ -101,6 +105,31 @@ def sign_off(session: Session, worker_id: str, statistics: dict[str, Any]) -> No
         .where(CronWorkerRecord.worker_id == worker_id)
         .values(last_seen_at=now, stopped_at=now, running=0, statistics=statistics)
     )
+
+
+def crew(session: Session, settings: Settings) -> list[str]:
+    """Ids of the living workers that take the same work as one with `settings`, in the same order for all."""
+    since = db.now(session) - timedelta(seconds=settings.lease_seconds)
+    query = sa.select(CronWorkerRecord.worker_id).where(
+        CronWorkerRecord.last_seen_at >= since,
+        CronWorkerRecord.stopped_at.is_(None),
+        CronWorkerRecord.draining.is_(False),
+        CronWorkerRecord.tags == _joined(settings.tags),
+    )
+    return sorted(session.scalars(query))
+
+
+def place(crew: Sequence[str], worker_id: str, moment: datetime) -> int:
+    """A worker's place in the order in which `crew` comes to what is due at `moment`; the first is 0.
+
+    Each is first equally often, whether such moments are a second, an hour or a day apart.
+    """
+    first = int(moment.timestamp()) * _GOLDEN % 2**64 * len(crew) >> 64
+    return (crew.index(worker_id) + first) % len(crew)
+
+
+def _joined(tags: Collection[str]) -> str:
+    return ",".join(sorted(tags))
 
 
 def gone(session: Session, worker_ids: Collection[str]) -> set[str]:

@@ -623,13 +623,16 @@ def note_progress(session: Session, execution_id: int, values: Mapping[str, Any]
 
 @lru_cache(maxsize=4)
 def _next_instants(dialect: str) -> Prepared:
-    runs = sa.select(sa.func.min(RUN.c.due_time)).where(RUN.c.status == Status.PENDING)
+    now, pending = _clock(dialect), RUN.c.status == Status.PENDING
+    runs = sa.select(sa.func.min(RUN.c.due_time)).where(pending)
     slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
+    due = sa.select(RUN.c.id).where(pending, RUN.c.due_time <= now).limit(sa.bindparam("most")).subquery()
     return Prepared(
         sa.select(
-            _clock(dialect).label("now"),
+            now.label("now"),
             runs.scalar_subquery().label("run"),
             slots.scalar_subquery().label("slot"),
+            sa.select(sa.func.count()).select_from(due).scalar_subquery().label("due"),
         )
     )
 
@@ -640,12 +643,18 @@ class NextInstants(NamedTuple):
     now: datetime
     run: datetime | None
     slot: datetime | None
+    due: int
+    """How many runs are due, as far as they were counted."""
 
 
-def next_instants(at: db.At) -> NextInstants:
-    """When the next pending run and the next slot are due: two reads of the first row of an index."""
-    (row,) = _next_instants(db.connection(at).dialect.name).rows(at, {"now": datetime.now(UTC)})
-    return NextInstants(row.now, row.run, row.slot)
+def next_instants(at: db.At, most: int = 1) -> NextInstants:
+    """When the next pending run and the next slot are due, and how many runs of up to `most` are due already.
+
+    Reads the first rows of indexes.
+    """
+    query = _next_instants(db.connection(at).dialect.name)
+    (row,) = query.rows(at, {"now": datetime.now(UTC), "most": most})
+    return NextInstants(row.now, row.run, row.slot, row.due)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,37 @@ def test_slots_are_served_when_they_come_however_seldom_the_worker_looks(
     with working(settings, poll_interval=60):
         for job in jobs:
             wait_for(lambda job=job: len(executions(session, job)) >= 3, "three slots of each job")
+
+
+def test_workers_that_are_known_and_do_nothing_hold_up_no_slot_and_no_trigger(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    now = db.now(session)
+    for number in range(9):
+        session.add(
+            CronWorkerRecord(
+                worker_id=f"hangs {number}",
+                host="far",
+                boot_id="",
+                pid=1,
+                process_started="",
+                version="",
+                slots=8,
+                started_at=now,
+                last_seen_at=now,
+            )
+        )
+    regular = make_job(session, journal.code(), schedule_type="interval", interval_seconds=1)
+    triggered = make_job(session, journal.code())
+    with working(settings, poll_interval=1):
+        wait_for(lambda: len(executions(session, regular)) >= 5, "slots, most of which were others' turn")
+        for number in range(3):
+            lifecycle.trigger(session, triggered.id, actor=ANNA)
+            wait_for_statuses(session, triggered, *["completed"] * (number + 1))
+    ran = [run.scheduled_time for run in executions(session, regular)]
+    assert all(later - earlier == timedelta(seconds=1) for earlier, later in pairwise(ran)), (
+        "no slot was lost"
+    )
 
 
 def test_a_triggered_run_starts_without_waiting_for_a_slot(

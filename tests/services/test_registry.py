@@ -1,14 +1,20 @@
-"""Which workers of this machine are gone, seen with the real /proc."""
+"""Which workers live, which of this machine are gone, seen with the real /proc, and whose turn it is."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.orm import Session
 
-from kytecron.config import ROOT
+from kytecron.config import ROOT, Settings
+from kytecron.services import registry
+from kytecron.store import db
+from kytecron.store.models import CronWorkerRecord
 
 # An in-memory database knows a worker that lives: this process's parent. Asked by root who sees all, and by
 # somebody from whom other people's processes are hidden.
@@ -55,3 +61,45 @@ def test_a_worker_that_is_hidden_is_not_taken_for_gone(own_mounts: list[str]) ->
         [*own_mounts, sys.executable, "-c", ASK], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert asked.stdout.splitlines() == ["['ended']", "[]"], asked.stderr
+
+
+def test_a_crew_is_who_lives_and_takes_the_same_work(session: Session) -> None:
+    now = db.now(session)
+    settings = Settings(worker_tags="gpu,big", lease_seconds=60)
+    others = {
+        "b alike": {},
+        "a alike": {},
+        "without the tags": {"tags": ""},
+        "stopped": {"stopped_at": now},
+        "about to stop": {"draining": True},
+        "not heard of": {"last_seen_at": now - timedelta(seconds=61)},
+    }
+    for name, values in others.items():
+        fields = {"tags": "big,gpu", "last_seen_at": now} | values
+        session.add(
+            CronWorkerRecord(
+                worker_id=name,
+                host="",
+                boot_id="",
+                pid=1,
+                process_started="",
+                version="",
+                **{"slots": 1, "started_at": now, **fields},
+            )
+        )
+    session.commit()
+    assert registry.crew(session, settings) == ["a alike", "b alike"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 10])
+@pytest.mark.parametrize("step", [1, 60, 300, 3600, 86_400])
+def test_workers_take_turns_and_each_is_first_equally_often(size: int, step: int) -> None:
+    crew = [f"worker {number}" for number in range(size)]
+    begin = datetime(2026, 11, 25, tzinfo=UTC)
+    first: Counter[str] = Counter()
+    for number in range(100 * size):
+        moment = begin + timedelta(seconds=step * number)
+        places = {worker: registry.place(crew, worker, moment) for worker in crew}
+        assert sorted(places.values()) == list(range(size)), "every place is somebody's"
+        first.update(worker for worker, place in places.items() if place == 0)
+    assert all(90 <= first[worker] <= 110 for worker in crew)
