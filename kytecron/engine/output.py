@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from .child import MASKED, hide, spellings
 
 PIECE = 256 * 1024
 """Most bytes of UTF-8 in one live piece."""
+
+BLOCK = 64 * 1024
+"""Bytes after which the tail begins another block."""
 
 DEEPEST = 64
 """Levels of nesting kept of a value that a job reports."""
@@ -108,8 +112,7 @@ class Output:
         self._head = bytearray()  # not yet taken
         self._head_room = limit // 2
         self._head_ended_line = True
-        self._tail = bytearray()
-        self._tail_limit = limit - limit // 2
+        self._tail = _Tail(limit - limit // 2)
         self._tail_bytes = 0  # all that came after the head, kept or not
         self._unseen = 0  # of these, since the last live piece
 
@@ -131,21 +134,22 @@ class Output:
             del self._head[: len(piece)]
             return OutputChunk(piece.decode(), tail=False, more=bool(self._head or self._unseen))
         if self._unseen:
-            piece = _end_of(self._tail, min(self._unseen, PIECE))
+            piece = self._tail.end(min(self._unseen, PIECE))
             passed_over, self._unseen = self._unseen - len(piece), 0
             note = _note(passed_over, "not shown while the job runs") if passed_over else ""
             return OutputChunk(note + piece.decode(), tail=True, more=False)
         return None
 
     def rest(self) -> tuple[str, bool]:
-        """At the end of the run: the text that is still to be kept, and whether it replaces the tail pieces."""
-        head = self._head.decode()
+        """At the end of the run, once: the text that is still to be kept, and whether it replaces the tail pieces."""
+        texts = [self._head.decode()]
         if not self._tail_bytes:
-            return head, False
-        tail = _end_of(self._tail, self._tail_limit)
-        lost = self._tail_bytes - len(tail)
-        note = _note(lost, "cut", line_begun=not self._head_ended_line) if lost else ""
-        return head + note + tail.decode(), True
+            return texts[0], False
+        self._tail.cut()
+        lost = self._tail_bytes - self._tail.size
+        texts.append(_note(lost, "cut", line_begun=not self._head_ended_line) if lost else "")
+        texts += self._tail.texts()
+        return "".join(texts), True
 
     def _keep(self, text: str) -> None:
         data = text.replace("\0", "␀").encode()
@@ -157,11 +161,52 @@ class Output:
             # What does not fit ends the head for good, also where a character left a byte or two of room.
             self._head_room = 0 if size < len(data) else self._head_room - size
             data = data[size:]
-        self._tail += data
+        self._tail.append(data)
         self._tail_bytes += len(data)
         self._unseen += len(data)
-        if len(self._tail) > self._tail_limit + PIECE:
-            del self._tail[: -self._tail_limit]
+
+
+class _Tail:
+    """The newest `limit` bytes of a text, and up to a block more. In blocks: the oldest goes, and nothing is moved."""
+
+    def __init__(self, limit: int) -> None:
+        self.size = 0
+        self._limit = limit
+        self._blocks: deque[bytearray] = deque()
+
+    def append(self, data: bytes) -> None:
+        """Whole characters."""
+        if self._blocks and len(self._blocks[-1]) < BLOCK:
+            self._blocks[-1] += data
+        else:
+            self._blocks.append(bytearray(data))
+        self.size += len(data)
+        while len(self._blocks) > 1 and self.size - len(self._blocks[0]) >= self._limit:
+            self.size -= len(self._blocks.popleft())
+
+    def end(self, size: int) -> bytes:
+        """The last `size` bytes."""
+        blocks: deque[bytearray] = deque()
+        found = 0
+        for block in reversed(self._blocks):
+            blocks.appendleft(block)
+            found += len(block)
+            if found >= size:
+                break
+        return _end_of(b"".join(blocks), size)
+
+    def cut(self) -> None:
+        """Let go of what is older than the limit."""
+        if self.size > self._limit:
+            first = self._blocks[0]
+            kept = bytearray(_end_of(first, len(first) - self.size + self._limit))
+            self._blocks[0] = kept
+            self.size -= len(first) - len(kept)
+
+    def texts(self) -> Iterator[str]:
+        """All that is kept, which is given away."""
+        while self._blocks:
+            yield self._blocks.popleft().decode()
 
 
 def _note(size: int, what: str, line_begun: bool = True) -> str:
@@ -177,7 +222,7 @@ def _cut(data: bytes | bytearray, size: int) -> int:
     return size
 
 
-def _end_of(data: bytearray, size: int) -> bytes:
+def _end_of(data: bytes | bytearray, size: int) -> bytes:
     """The last `size` bytes of `data`, without a character that was cut in two."""
     start = max(0, len(data) - size)
     while start < len(data) and data[start] & 0xC0 == 0x80:

@@ -14,7 +14,10 @@ from ..store import db
 
 log = logging.getLogger(__name__)
 
-DELIVERY_SECONDS = 1.0
+DELIVERY_SECONDS = 15.0
+"""How often messages are sent even where nobody has said that there are any."""
+PAUSE_SECONDS = 1.0
+"""After a failure; doubled each time, up to a minute."""
 RETENTION_SECONDS = 3600.0
 FIRST_PAUSE_SECONDS = 60.0
 """A worker that starts has more urgent things to do than to clean up."""
@@ -29,14 +32,14 @@ class Upkeep:
         self._settings = settings
         self._worker_id = worker_id
         self._stopping = threading.Event()
+        self._unsent, self._old = threading.Event(), threading.Event()
         self._threads = [
-            threading.Thread(
-                target=self._repeat, args=(self.deliver, DELIVERY_SECONDS), name="deliver", daemon=True
-            ),
-            threading.Thread(
-                target=self._repeat, args=(self.clean, RETENTION_SECONDS), name="clean", daemon=True
-            ),
+            self._thread("deliver", self.deliver, DELIVERY_SECONDS, self._unsent),
+            self._thread("clean", self.clean, RETENTION_SECONDS, self._old),
         ]
+
+    def _thread(self, name: str, *arguments: object) -> threading.Thread:
+        return threading.Thread(target=self._repeat, args=arguments, name=name, daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -46,17 +49,28 @@ class Upkeep:
     def stop(self) -> None:
         """End after the messages that are being sent; a clean-up is left where it is, each batch being complete."""
         self._stopping.set()
+        self._unsent.set()
+        self._old.set()
         if self._threads[0].is_alive():
             self._threads[0].join(LAST_MESSAGE_SECONDS)
 
-    def _repeat(self, step: Callable[[], bool], pause: float) -> None:
-        wait = min(pause, FIRST_PAUSE_SECONDS)
-        while not self._stopping.wait(wait):
+    def send(self) -> None:
+        """Messages are due: do not wait."""
+        self._unsent.set()
+
+    def _repeat(self, step: Callable[[], bool], pause: float, called: threading.Event) -> None:
+        """`step` again and again, `pause` apart or when `called`."""
+        wait, failed = min(pause, FIRST_PAUSE_SECONDS), 0.0
+        while not self._stopping.wait(failed):
+            called.wait(wait)
+            if self._stopping.is_set():
+                return
+            called.clear()
             try:
-                wait = 0 if step() else pause
+                wait, failed = 0 if step() else pause, 0.0
             except Exception as error:  # the database may be away, a row may be bad: try again later
                 log.warning("upkeep: %s", error)
-                wait = min(60, max(DELIVERY_SECONDS, wait * 2))
+                wait, failed = 0, min(60, max(PAUSE_SECONDS, failed * 2))
 
     def deliver(self) -> bool:
         """Send messages that are due; returns whether there were any."""

@@ -682,7 +682,7 @@ class CronWorker:
         )
 
     def _patrol(self) -> None:
-        """See to leases that ended, workers that are gone, held runs and jobs that have no slot yet."""
+        """See to leases that ended, workers that are gone, held runs, jobs that have no slot yet, and messages."""
         now = time.monotonic()
         if now < self._timers.patrol:
             return
@@ -705,6 +705,8 @@ class CronWorker:
                 lifecycle.release_waiting(self.session)
             if found.unplanned:
                 lifecycle.adopt(self.session)
+            if found.unsent:
+                self.upkeep.send()
 
     # -- shutdown --------------------------------------------------------------------------------------------
 

@@ -64,8 +64,8 @@ def look(at: db.At, worker_id: str, *, holds_runs: bool, count: int = 1) -> Look
 
 
 def irregularities(at: db.At) -> claims.Irregularities:
-    """What needs `reap`, `release_waiting` or `adopt`. Reads only."""
-    return claims.irregularities(at, db.now(at))
+    """What needs `reap`, `release_waiting`, `adopt` or `notify.deliver`. Reads only."""
+    return claims.irregularities(at)
 
 
 # -- due slots become executions -----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from ..config import Settings
 from ..core.states import UNSUCCESSFUL, Status
 from ..store import db
 from ..store.db import hits, transactional
-from ..store.models import CronOutbox
+from ..store.models import UNSENT, CronOutbox
 from ..store.prepared import Prepared
 from . import audit
 from .audit import Actor
@@ -238,7 +238,7 @@ def deliver(sessions: Callable[[], Session], settings: Settings, worker_id: str,
 
 _OLDEST_DUE = Prepared(
     sa.select(sa.func.min(CronOutbox.id).label("id"))
-    .where(CronOutbox.status.in_(("pending", "sending")), CronOutbox.due_time <= sa.bindparam("now"))
+    .where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= sa.bindparam("now"))
     # One for each target: a hundred messages for a dead one must not stand before the others.
     .group_by(CronOutbox.channel, CronOutbox.target)
     .order_by(sa.func.min(CronOutbox.due_time))
@@ -274,7 +274,7 @@ def _take(session: Session, ids: Collection[int], worker_id: str, now: datetime)
             sa.update(CronOutbox)
             .where(
                 CronOutbox.id == row.id,
-                CronOutbox.status.in_(("pending", "sending")),
+                CronOutbox.status.in_(UNSENT),
                 CronOutbox.due_time <= now,
                 CronOutbox.attempts == row.attempts,
             )

@@ -26,11 +26,13 @@ from ..core.states import Claim, Status
 from . import db
 from .models import (
     ENABLED,
+    UNSENT,
     CronJob,
     CronJobDependency,
     CronJobExecution,
     CronJobOutput,
     CronJobSecret,
+    CronOutbox,
     KyteCronJobVersion,
 )
 from .prepared import Prepared, UpdateEach, values_of
@@ -621,20 +623,20 @@ def note_progress(session: Session, execution_id: int, values: Mapping[str, Any]
 # -- waking --------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4)
-def _next_instants(dialect: str) -> Prepared:
+@lru_cache(maxsize=8)
+def _next_instants(dialect: str, counts: bool) -> Prepared:
     now, pending = _clock(dialect), RUN.c.status == Status.PENDING
     runs = sa.select(sa.func.min(RUN.c.due_time)).where(pending)
     slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
-    due = sa.select(RUN.c.id).where(pending, RUN.c.due_time <= now).limit(sa.bindparam("most")).subquery()
-    return Prepared(
-        sa.select(
-            now.label("now"),
-            runs.scalar_subquery().label("run"),
-            slots.scalar_subquery().label("slot"),
-            sa.select(sa.func.count()).select_from(due).scalar_subquery().label("due"),
-        )
-    )
+    columns = [
+        now.label("now"),
+        runs.scalar_subquery().label("run"),
+        slots.scalar_subquery().label("slot"),
+    ]
+    if counts:
+        due = sa.select(RUN.c.id).where(pending, RUN.c.due_time <= now).limit(sa.bindparam("most")).subquery()
+        columns.append(sa.select(sa.func.count()).select_from(due).scalar_subquery().label("due"))
+    return Prepared(sa.select(*columns))
 
 
 class NextInstants(NamedTuple):
@@ -652,9 +654,11 @@ def next_instants(at: db.At, most: int = 1) -> NextInstants:
 
     Reads the first rows of indexes.
     """
-    query = _next_instants(db.connection(at).dialect.name)
+    counts = most > 1
+    query = _next_instants(db.connection(at).dialect.name, counts)
     (row,) = query.rows(at, {"now": datetime.now(UTC), "most": most})
-    return NextInstants(row.now, row.run, row.slot, row.due)
+    due = row.due if counts else int(row.run is not None and row.run <= row.now)
+    return NextInstants(row.now, row.run, row.slot, due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -664,6 +668,8 @@ class Irregularities:
     expired: bool
     held: bool
     unplanned: bool
+    unsent: bool
+    """Messages are due."""
     holders: dict[str, int]
     """How many running executions each worker holds."""
 
@@ -673,24 +679,28 @@ _HOLDERS_OF_ALL = Prepared(
     .where(RUN.c.status == Status.RUNNING)
     .group_by(RUN.c.locked_by)
 )
-_HELD_OR_UNPLANNED = Prepared(
-    sa.select(
-        sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None)).label("held"),
-        sa.exists()
-        .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
-        .label("unplanned"),
+
+
+@lru_cache(maxsize=4)
+def _oddities(dialect: str) -> Prepared:
+    now = _clock(dialect)
+    held = sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None))
+    unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
+    unsent = sa.exists().where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= now)
+    return Prepared(
+        sa.select(now.label("now"), held.label("held"), unplanned.label("unplanned"), unsent.label("unsent"))
     )
-)
 
 
-def irregularities(at: db.At, now: datetime) -> Irregularities:
-    """Whether leases have ended, runs are held, jobs lack a slot; and who holds what runs."""
+def irregularities(at: db.At) -> Irregularities:
+    """Whether leases have ended, runs are held, jobs lack a slot, messages are due; and who holds what runs."""
+    (found,) = _oddities(db.connection(at).dialect.name).rows(at, {"now": datetime.now(UTC)})
     running = _HOLDERS_OF_ALL.rows(at)
-    (found,) = _HELD_OR_UNPLANNED.rows(at)
     return Irregularities(
-        expired=any(row.until is not None and row.until < now for row in running),
+        expired=any(row.until is not None and row.until < found.now for row in running),
         held=bool(found.held),
         unplanned=bool(found.unplanned),
+        unsent=bool(found.unsent),
         holders={row.locked_by: row.runs for row in running if row.locked_by},
     )
 

@@ -19,6 +19,7 @@ from ..core.statistics import merge, percentile, success_rate
 from .models import (
     ENABLED,
     NOT_ENABLED,
+    UNSENT,
     CronJob,
     CronJobDailyStat,
     CronJobExecution,
@@ -276,11 +277,11 @@ def _message_vitals(session: Session, now: datetime) -> dict[str, Any]:
         sa.select(
             MESSAGE.c.status, sa.func.count().label("number"), sa.func.min(MESSAGE.c.due_time).label("due")
         )
-        .where(MESSAGE.c.status.in_(("pending", "sending", "dead")))
+        .where(MESSAGE.c.status.in_((*UNSENT, "dead")))
         .group_by(MESSAGE.c.status)
     ).all()
     found = {row.status: row for row in rows}
-    waiting = [found[status] for status in ("pending", "sending") if status in found]
+    waiting = [found[status] for status in UNSENT if status in found]
     return {
         "messages_waiting": sum(row.number for row in waiting),
         "messages_dead": found["dead"].number if "dead" in found else 0,

@@ -358,6 +358,10 @@ class KyteCronJobVersion(Base):
     __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"), MYSQL)
 
 
+UNSENT = ("pending", "sending")
+"""Messages that are still to be sent, and those whose sender may have died over it."""
+
+
 class CronOutbox(Base):
     """A message to one channel, written in the transaction of its event and sent by any worker."""
 

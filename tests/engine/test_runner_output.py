@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kytecron.core.states import Status
-from kytecron.engine.output import MASKED, PIECE, Mask, Output
+from kytecron.engine.output import BLOCK, MASKED, PIECE, Mask, Output
 from kytecron.engine.runner import Ended, Progressed
 from tests.runs import Runs, is_alive, wait_until
 
@@ -128,6 +130,29 @@ def test_live_pieces_after_the_head_show_the_newest_and_are_replaced_at_the_end(
     text, replaces = output.rest()
     assert replaces
     assert text == f"\n[... {100 + 4 * PIECE:,} bytes cut ...]\n{'d' * 4 * PIECE}"
+
+
+@given(
+    pieces=st.lists(st.text("aé€😀\n", max_size=40), max_size=30),
+    limit=st.integers(0, 400),
+    block=st.sampled_from([1, 5, 64, BLOCK]),
+)
+def test_the_kept_halves_are_the_same_in_whatever_pieces_the_text_came(
+    pieces: list[str], limit: int, block: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kytecron.engine.output.BLOCK", block)
+        in_pieces, whole = Output(limit, Mask()), Output(limit, Mask())
+        for piece in pieces:
+            in_pieces.feed(piece.encode())
+        whole.feed("".join(pieces).encode())
+        for output in (in_pieces, whole):
+            output.finish()
+        kept = in_pieces.rest()
+    assert kept == whole.rest()
+    data = "".join(pieces).encode()
+    newest = data[max(0, len(data) - limit + limit // 2) :]
+    assert kept[0].endswith(newest.decode(errors="ignore"))
 
 
 def test_a_cut_never_splits_a_character() -> None:

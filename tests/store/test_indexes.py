@@ -61,7 +61,9 @@ def plan(session: Session, ask: Callable[[Session], Any]) -> list[str]:
         str(row._mapping.get("type") or "") if _is_mariadb(session) else row.detail
         for text, values in sent
         for row in connection.exec_driver_sql(how + text, values)
-        if not str(row._mapping.get("table")).startswith("<derived")  # the few rows that a part of it has found
+        if not str(row._mapping.get("table")).startswith(
+            "<derived"
+        )  # the few rows that a part of it has found
     ]
 
 
@@ -71,10 +73,11 @@ def plan(session: Session, ask: Callable[[Session], Any]) -> list[str]:
     [
         lambda session: claims.lock_due_jobs(session, NOW, 10),
         claims.next_instants,
+        lambda session: claims.next_instants(session, 100),
         lambda session: claims.jobs_without_slot(session, 10),
         figures.dead_letters,
     ],
-    ids=["due jobs", "next instants", "jobs without a slot", "dead letters"],
+    ids=["due jobs", "next instants", "next instants and due runs", "jobs without a slot", "dead letters"],
 )
 def test_the_few_jobs_that_matter_are_looked_up_among_the_many(
     session: Session, ask: Callable[[Session], Any]
