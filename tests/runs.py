@@ -83,8 +83,11 @@ class Runs:
 
     def wait_for(self, kind: type[Event], execution_id: int, seconds: float = 15) -> Any:
         def first() -> Any:
-            self.collect()
-            return next(iter(self.of(kind, execution_id)), None)
+            found = self.of(kind, execution_id)
+            if not found:
+                self.collect()
+                found = self.of(kind, execution_id)
+            return next(iter(found), None)
 
         return wait_until(first, seconds, f"{kind.__name__} of run {execution_id}")
 
