@@ -65,6 +65,8 @@ LAST_TURN_SECONDS = 0.1
 """The last of many comes no later than this."""
 FRESH_SECONDS = 1.0
 """A slot that became due within this time and is locked is being served; after it, somebody has forgotten a lock."""
+MOST_UNWRITTEN = 2
+"""Results that wait to be written, for each slot, before no more runs are claimed."""
 MOST_PIECES = 16
 """Pieces of one run's output that are stored at once."""
 CODE_CACHE_BYTES = 16_000_000
@@ -531,8 +533,9 @@ class CronWorker:
         return len(self._runs) - len(self._ended)
 
     def _free_slots(self) -> int:
-        """How many runs may start; fewer while results wait that the database does not take."""
-        return self.settings.concurrency - max(self._running(), len(self._ended))
+        """How many runs may start; none while very many results wait that the database does not take."""
+        most = self.settings.concurrency
+        return min(most - self._running(), MOST_UNWRITTEN * most - len(self._ended))
 
     def _take(self) -> int:
         """Claim as many runs as there are free slots and start them."""

@@ -83,9 +83,9 @@ def test_workers_that_are_known_and_do_nothing_hold_up_no_slot_and_no_trigger(
         )
     regular = make_job(session, journal.code(), schedule_type="interval", interval_seconds=1)
     triggered = make_job(session, journal.code())
-    with working(settings, poll_interval=1):
-        wait_for(lambda: len(executions(session, regular)) >= 5, "slots, most of which were others' turn")
-        for number in range(3):
+    with working(settings, poll_interval=0.4):
+        wait_for(lambda: len(executions(session, regular)) >= 4, "slots, most of which were others' turn")
+        for number in range(2):
             lifecycle.trigger(session, triggered.id, actor=ANNA)
             wait_for_statuses(session, triggered, *["completed"] * (number + 1))
     ran = [run.scheduled_time for run in executions(session, regular)]
