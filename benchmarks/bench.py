@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -204,6 +205,11 @@ def resident_mb(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1024
     return 0.0
+
+
+def private_mb(process: psutil.Process) -> float:
+    """Memory of a process that it shares with no other, in MiB."""
+    return float(process.memory_full_info().uss) / 1024**2
 
 
 def cpu_seconds(pid: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 
 import psutil
 
@@ -14,8 +15,8 @@ from kytecron.store.models import CronJob
 from tests.workers import WorkerProcess, executions, wait_for, working
 
 from . import rq
-from .bench import Bench, Figure, cpu_seconds, percentile, resident_mb
-from .yardsticks import bare_fork_rate
+from .bench import Bench, Figure, cpu_seconds, percentile, private_mb, resident_mb
+from .yardsticks import beside_bare_forks
 
 BENCH = Actor("bench")
 
@@ -25,8 +26,8 @@ def lateness(bench: Bench) -> list[Figure]:
     job = bench.model_job(bench.noting_code())
     one = _lateness_of(bench, job, [2 + 0.2 * number for number in range(100)])
     hundred = _lateness_of(bench, job, [2.0] * 100)
-    thousand = _lateness_of(bench, job, [4.0] * 1000)
-    bare = 1000 / bare_fork_rate(1000)
+    thousand, rate = beside_bare_forks(1000, lambda: _lateness_of(bench, job, [4.0] * 1000))
+    bare = 1000 / rate
     beside = f"bare fork server {bare:.2f} s, ratio {max(thousand) / bare:.2f}"
     return [
         bench.at_most(15, "P1", "one job due, p50", 1000 * percentile(one, 0.5), "ms"),
@@ -63,8 +64,9 @@ def throughput(bench: Bench) -> list[Figure]:
     found: list[Figure] = []
     rates = []
     for at_once in (8, 32):
-        bare = bare_fork_rate(2000)
-        rates.append(_rate_of(bench, job, at_once))
+        measure = partial(_rate_of, bench, job, at_once)
+        rate, bare = beside_bare_forks(2000, measure)
+        rates.append(rate)
         what, beside = f"2,000 waiting, {at_once} at once", f"bare fork server {bare:,.0f}/s"
         found += [
             bench.at_least(goal, "P2", f"{what}, runs per second", rates[-1], "/s", beside),
@@ -141,18 +143,23 @@ def idle(bench: Bench, seconds: float = 60) -> list[Figure]:
         before = cpu_seconds(worker.pid) + cpu_seconds(server.pid)
         time.sleep(seconds)
         share = 100 * (cpu_seconds(worker.pid) + cpu_seconds(server.pid) - before) / seconds
-        memory, small = resident_mb(worker.pid), resident_mb(server.pid)
+        memory = resident_mb(worker.pid)
+        small = resident_mb(server.pid) + sum(map(private_mb, server.children()))
         for _ in range(4):
             lifecycle.trigger(bench.session, bench.model_job(SLEEPS).id, actor=BENCH)
-        children = wait_for(lambda: kids if len(kids := server.children()) == 4 else [])
+        runs = wait_for(lambda: kids if len(kids := _runs_of(server)) == 4 else [])
         time.sleep(1)
-        private = max(child.memory_full_info().uss / 1024**2 for child in children)
+        private = max(map(private_mb, runs))
     return [
         bench.at_most(1, "P5", "idle, share of one core", share, "%"),
         bench.at_most(120, "P5", "worker, resident", memory, "MiB"),
-        bench.at_most(20, "P5", "fork server, resident", small, "MiB"),
+        bench.at_most(20, "P5", "fork server with its spare processes", small, "MiB"),
         bench.at_most(5, "P5", "private memory of a running job", private, "MiB"),
     ]
+
+
+def _runs_of(server: psutil.Process) -> list[psutil.Process]:
+    return [child for child in server.children() if child.name().startswith("kyte-run")]
 
 
 def recovery(bench: Bench) -> list[Figure]:

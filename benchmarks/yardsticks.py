@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = str(Path(__file__).resolve().parents[1])
 
 _FORKS = """
@@ -38,6 +41,13 @@ forkserver.prepare()
 def bare_fork_rate(n: int, at_once: int = 8) -> float:
     """Forks, exits and waits per second of a plain warm process: `n` children, `at_once` of them at a time."""
     return _measure(_WARM + _FORKS, n, at_once)
+
+
+def beside_bare_forks(n: int, measure: Callable[[], T]) -> tuple[T, float]:
+    """What `measure` returns, and the mean of `bare_fork_rate` before and after it: machines change their speed."""
+    before = bare_fork_rate(n)
+    found = measure()
+    return found, (before + bare_fork_rate(n)) / 2
 
 
 def own_fork_rate(n: int, at_once: int = 8) -> float:
