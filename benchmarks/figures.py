@@ -50,11 +50,17 @@ def _lateness_of(bench: Bench, job: object, delays: list[float]) -> list[float]:
 
 
 def _settle_down(worker: WorkerProcess) -> None:
-    """Let a worker that has just begun finish its first looks."""
-    before = -1.0
-    while (now := cpu_seconds(worker.pid)) - before > 0.02:
+    """Let a worker that has just begun finish its first looks, and its fork server start."""
+    quiet, before = 0, -1.0
+    while quiet < 3:
+        now = cpu_seconds(worker.pid) + sum(cpu_seconds(pid) for pid in _children_of(worker))
+        quiet = quiet + 1 if now - before < 0.02 else 0
         before = now
         time.sleep(0.5)
+
+
+def _children_of(worker: WorkerProcess) -> list[int]:
+    return [child.pid for child in psutil.Process(worker.pid).children()]
 
 
 def throughput(bench: Bench) -> list[Figure]:

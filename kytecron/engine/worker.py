@@ -135,8 +135,8 @@ class CronWorker:
         """The workers that do the same work, itself included."""
         self._place = 0
         """In the order in which they come to the next slot."""
-        self._leaves = False
-        """The workers before this one have room enough for what was due, and have one turn to take it."""
+        self._left_to = 0
+        """To so many workers before it this one has left what was due when it last looked."""
         self._slot_late = 0.0
         """Seconds that a slot had been due when this worker last looked."""
         self._slot_in = math.inf
@@ -479,11 +479,17 @@ class CronWorker:
         self._run_in = self._comes_in(look.run_due, look.now, passed)
         self._backlog = self._run_in == 0
         if self._backlog and look.run_due is not None and not by_chance:
-            # The others are here for the same runs.
-            place = self._place_at(look.run_due)
-            self._leaves = not self._leaves and look.due <= place * self.settings.concurrency
-            if self._leaves:
-                self._backlog, self._run_in = False, passed + self._turn(place)
+            self._left_to = self._enough_before(look.due, look.run_due)
+            if self._left_to:
+                self._backlog, self._run_in = False, passed + self._turn(self._left_to)
+
+    def _enough_before(self, due: int, since: datetime) -> int:
+        """How many workers before this one have room enough for what is due, so that it leaves it to them; or none.
+
+        Only for a moment: they may be busy. Whenever it comes back it counts half as many before it.
+        """
+        before = self._left_to // 2 if self._left_to else self._place_at(since)
+        return before if due <= before * self.settings.concurrency else 0
 
     def _comes_in(self, moment: datetime | None, now: datetime, passed: float) -> float:
         """Seconds from a look, which was `passed` seconds ago, until this worker comes to what is due at `moment`."""
