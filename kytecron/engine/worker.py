@@ -478,7 +478,7 @@ class CronWorker:
         self._slot_in = self._comes_in(look.slot_due, look.now, passed)
         self._run_in = self._comes_in(look.run_due, look.now, passed)
         self._backlog = self._run_in == 0
-        if self._backlog and look.run_due is not None and not by_chance:
+        if self._backlog and look.run_due is not None and not (by_chance or self.drain):
             self._left_to = self._enough_before(look.due, look.run_due)
             if self._left_to:
                 self._backlog, self._run_in = False, passed + self._turn(self._left_to)

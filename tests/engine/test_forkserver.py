@@ -72,6 +72,16 @@ def test_a_burst_of_runs_beyond_the_waiting_processes_is_served(runs: Runs) -> N
     assert len({runs.pid(execution_id) for execution_id in several}) == 5 * SPARES
 
 
+def test_nothing_is_left_of_the_job_that_the_fork_server_ran_beforehand(runs: Runs) -> None:
+    body = """
+    import gc, linecache
+    modules = [name for name in sys.modules if "job" in name.lower()]
+    return [sys.argv, sorted(linecache.cache), modules, gc.isenabled(), self.execution.id > 0]
+    """
+    name = "<job 12 v3>"
+    assert runs.run(body).result == [[name], [name], ["kytecron.job", "kytecron_job"], True, True]
+
+
 def test_a_running_job_costs_little_memory_of_its_own(runs: Runs) -> None:
     execution_id = runs.start("print('up', flush=True); time.sleep(60)")
     wait_until(lambda: runs.runner.take_output(execution_id))
