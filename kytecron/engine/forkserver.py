@@ -113,12 +113,14 @@ class Run:
         *("cause", "stopped", "kill_at", "ended", "news"),
     )
 
-    def __init__(self, run_id: int, process: Spare, seconds: float, lease: float, grace: float) -> None:
+    def __init__(
+        self, run_id: int, process: Spare, started: float, seconds: float, lease: float, grace: float
+    ) -> None:
         self.id = run_id
         self.pid = process.pid
         self.pidfd = process.pidfd
-        self.started = boot_time()
-        self.limit = self.started + seconds
+        self.started = started
+        self.limit = started + seconds
         self.lease = lease
         self.grace = grace
         self.cause = ITSELF
@@ -282,13 +284,13 @@ class ForkServer:
 
     def _hand_over(self, run_id: int, fds: tuple[int, int], times: tuple[float, float, float]) -> None:
         """Let a spare process be the run."""
-        now = time.time()
+        now, started = time.time(), boot_time()
         try:
             process = self._told(run_id, fds)
         except OSError as error:
             self._tell(REFUSED, ITSELF, run_id, number=error.errno or 0)
             return
-        run = Run(run_id, process, *times)
+        run = Run(run_id, process, started, *times)
         self._runs[run_id] = self._by_pid[run.pid] = run
         self._tell(STARTED, ITSELF, run_id, number=run.pid, at=now)
 
