@@ -63,24 +63,20 @@ def test_slots_are_served_when_they_come_however_seldom_the_worker_looks(
             wait_for(lambda job=job: len(executions(session, job)) >= 3, "three slots of each job")
 
 
+def hanging_workers(session: Session, number: int) -> None:
+    """Workers elsewhere that have just reported, and do nothing."""
+    now = db.now(session)
+    for one in range(number):
+        record = {"worker_id": f"hangs {one}", "host": "far", "boot_id": "", "pid": 1, "process_started": ""}
+        record |= {"version": "", "slots": 8, "started_at": now, "last_seen_at": now}
+        session.add(CronWorkerRecord(**record))
+    session.commit()
+
+
 def test_workers_that_are_known_and_do_nothing_hold_up_no_slot_and_no_trigger(
     settings: Settings, session: Session, journal: Journal
 ) -> None:
-    now = db.now(session)
-    for number in range(9):
-        session.add(
-            CronWorkerRecord(
-                worker_id=f"hangs {number}",
-                host="far",
-                boot_id="",
-                pid=1,
-                process_started="",
-                version="",
-                slots=8,
-                started_at=now,
-                last_seen_at=now,
-            )
-        )
+    hanging_workers(session, 9)
     regular = make_job(session, journal.code(), schedule_type="interval", interval_seconds=1)
     triggered = make_job(session, journal.code())
     with working(settings, poll_interval=0.4):
@@ -346,6 +342,16 @@ def test_a_drained_worker_ends_when_nothing_is_due(
     job = make_job(session, journal.code())
     lifecycle.trigger(session, job.id, actor=ANNA)
     assert WorkerProcess(settings, "--drain").ended()["completed"] == 1
+
+
+def test_a_drained_worker_leaves_nothing_to_workers_that_do_nothing(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    hanging_workers(session, 9)
+    for _ in range(5):
+        job = make_job(session, journal.code("time.sleep(0.05)"))
+        lifecycle.trigger(session, job.id, actor=ANNA)
+    assert WorkerProcess(settings, "--drain", concurrency=1).ended()["completed"] == 5
 
 
 def test_a_worker_is_known_while_it_works_and_signs_off(settings: Settings, session: Session) -> None:
