@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 from sqlalchemy.orm import Session
 
 from kytecron.config import ROOT, Settings
@@ -230,6 +230,35 @@ def test_a_list_refreshes_without_losing_filters_focus_or_an_open_menu(site: Sit
     expect(menu.first).to_have_attribute("open", "")
     page.reload()
     expect(page.locator("#jobs tbody tr")).to_have_count(2)
+
+
+@pytest.mark.parametrize(("region", "field"), [("jobs", "q"), ("executions", "text")])
+def test_a_refresh_that_comes_late_does_not_undo_a_filter(
+    site: Site, page: Page, region: str, field: str
+) -> None:
+    job = site.job(f"late {region}")
+    CronJobManager(site.session).trigger(job.id)
+    rows = page.locator(f"#{region} tbody tr")
+    page.goto(f"{site.url}/{region}")
+    expect(rows).not_to_have_count(0)
+    late: list[Route] = []
+
+    def hold_back(route: Route) -> None:
+        if "xyz" in route.request.url:
+            route.continue_()
+        else:
+            late.append(route)
+
+    page.route(re.compile(rf"/{region}"), hold_back)
+    page.evaluate("document.dispatchEvent(new CustomEvent('kytecron:refresh'))")
+    page.wait_for_timeout(100)
+    assert late, "a refresh is under way"
+    page.locator(f"#{region}-{field}").fill("xyz")
+    expect(rows).to_have_count(0)
+    for route in late:
+        route.continue_()
+    page.wait_for_timeout(500)
+    expect(rows).to_have_count(0)
 
 
 def test_actions_in_a_list_tell_their_outcome_and_show_it(site: Site, page: Page) -> None:
