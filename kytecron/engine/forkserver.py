@@ -88,7 +88,7 @@ file that a job opens ever gets its number.
 """
 
 _LINUX = sys.platform == "linux"
-_NEVER = float("inf")
+_NEVER = float("inf")  # math.inf would cost the mapping of one more library at every fork
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36

@@ -478,10 +478,10 @@ class CronWorker:
         self._slot_in = self._comes_in(look.slot_due, look.now, passed)
         self._run_in = self._comes_in(look.run_due, look.now, passed)
         self._backlog = self._run_in == 0
-        if self._backlog and look.run_due is not None and not (by_chance or self.drain):
-            self._left_to = self._enough_before(look.due, look.run_due)
-            if self._left_to:
-                self._backlog, self._run_in = False, passed + self._turn(self._left_to)
+        contended = self._backlog and not (by_chance or self.drain)
+        self._left_to = self._enough_before(look.due, look.run_due) if contended and look.run_due else 0
+        if self._left_to:
+            self._backlog, self._run_in = False, passed + self._turn(self._left_to)
 
     def _enough_before(self, due: int, since: datetime) -> int:
         """How many workers before this one have room enough for what is due, so that it leaves it to them; or none.
