@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from kytecron.core.states import Claim
 from kytecron.services import lifecycle
 from kytecron.store import db
-from kytecron.store.models import CronJob, CronJobExecution
+from kytecron.store.models import CronJob, CronJobExecution, CronWorkerRecord
 
 _numbers = count(1)
 WORKER = "tester:1:a"
@@ -33,6 +33,26 @@ def add_job(session: Session, **fields: Any) -> CronJob:
     session.add(job)
     session.commit()
     return job
+
+
+def add_worker(session: Session, name: str = WORKER, **fields: Any) -> CronWorkerRecord:
+    """A worker that has just reported."""
+    now = db.now(session)
+    values: dict[str, Any] = {
+        "worker_id": name,
+        "host": "a",
+        "boot_id": "b",
+        "pid": 1,
+        "process_started": "1",
+        "version": "0.1.0",
+        "slots": 2,
+        "started_at": now - timedelta(hours=1),
+        "last_seen_at": now,
+    }
+    worker = CronWorkerRecord(**(values | fields))
+    session.add(worker)
+    session.commit()
+    return worker
 
 
 def runs_of(session: Session, job: CronJob) -> list[CronJobExecution]:

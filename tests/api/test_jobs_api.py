@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from kytecron.core.states import Status
 from kytecron.services import lifecycle
-from kytecron.store.models import CronJob, CronWorkerRecord, db
+from kytecron.store.models import CronJob, db
+from tests.factories import add_worker
 
 from .conftest import CODE, Caller
 
@@ -355,21 +356,7 @@ def test_a_job_file_with_a_mistake_changes_nothing_and_is_told_where(api: Caller
 
 
 def test_workers_locks_and_standing_are_told(api: Caller, rows: Session, app: Flask) -> None:
-    now = datetime.now(UTC)
-    rows.add(
-        CronWorkerRecord(
-            worker_id="tester:1:a",
-            host="<b>host</b>",
-            boot_id="b",
-            pid=1,
-            process_started="1",
-            version="1",
-            tags="gpu,",
-            started_at=now,
-            last_seen_at=now,
-        )
-    )
-    rows.commit()
+    add_worker(rows, host="<b>host</b>", tags="gpu,")
     (worker,) = api("GET /workers").json["items"]
     assert (worker["host"], worker["state"], worker["tags"]) == ("<b>host</b>", "alive", ["gpu"])
     job = api.job(max_retries=0)["id"]

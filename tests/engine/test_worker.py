@@ -17,6 +17,7 @@ from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronJobExecution, CronJobOutput, CronWorkerRecord
+from tests.factories import add_worker
 from tests.workers import (
     Journal,
     WorkerProcess,
@@ -65,12 +66,8 @@ def test_slots_are_served_when_they_come_however_seldom_the_worker_looks(
 
 def hanging_workers(session: Session, number: int) -> None:
     """Workers elsewhere that have just reported, and do nothing."""
-    now = db.now(session)
     for one in range(number):
-        record = {"worker_id": f"hangs {one}", "host": "far", "boot_id": "", "pid": 1, "process_started": ""}
-        record |= {"version": "", "slots": 8, "started_at": now, "last_seen_at": now}
-        session.add(CronWorkerRecord(**record))
-    session.commit()
+        add_worker(session, f"hangs {one}", host="far")
 
 
 def test_workers_that_are_known_and_do_nothing_hold_up_no_slot_and_no_trigger(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 from kytecron.config import ROOT, Settings
 from kytecron.services import registry
 from kytecron.store import db
-from kytecron.store.models import CronWorkerRecord
+from tests.factories import add_worker
 
 # An in-memory database knows a worker that lives: this process's parent. Asked by root who sees all, and by
 # somebody from whom other people's processes are hidden.
@@ -66,7 +67,7 @@ def test_a_worker_that_is_hidden_is_not_taken_for_gone(own_mounts: list[str]) ->
 def test_a_crew_is_who_lives_and_takes_the_same_work(session: Session) -> None:
     now = db.now(session)
     settings = Settings(worker_tags="gpu,big", lease_seconds=60)
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "b alike": {},
         "a alike": {},
         "without the tags": {"tags": ""},
@@ -75,19 +76,7 @@ def test_a_crew_is_who_lives_and_takes_the_same_work(session: Session) -> None:
         "not heard of": {"last_seen_at": now - timedelta(seconds=61)},
     }
     for name, values in others.items():
-        fields = {"tags": "big,gpu", "last_seen_at": now} | values
-        session.add(
-            CronWorkerRecord(
-                worker_id=name,
-                host="",
-                boot_id="",
-                pid=1,
-                process_started="",
-                version="",
-                **{"slots": 1, "started_at": now, **fields},
-            )
-        )
-    session.commit()
+        add_worker(session, name, **{"tags": "big,gpu"} | values)
     assert registry.crew(session, settings) == ["a alike", "b alike"]
 
 

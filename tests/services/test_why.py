@@ -16,30 +16,11 @@ from kytecron.services.jobs import CronJobManager
 from kytecron.services.why import Reason, Why, explain
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronJobDependency, CronJobExecution, CronWorkerRecord
-from tests.factories import WORKER, add_job, ago, claim_one, fresh, runs_of
+from tests.factories import WORKER, add_job, add_worker, ago, claim_one, fresh, runs_of
 
 ANNA = Actor("anna", "web")
 DONE = Outcome(Status.COMPLETED, duration_ms=120)
 FAILED = Outcome(Status.FAILED, error="ValueError: no", duration_ms=10)
-
-
-def add_worker(session: Session, name: str = WORKER, **fields: object) -> CronWorkerRecord:
-    now = db.now(session)
-    values = {
-        "worker_id": name,
-        "host": "a",
-        "boot_id": "b",
-        "pid": 1,
-        "process_started": "1",
-        "version": "0.1.0",
-        "slots": 2,
-        "started_at": now - timedelta(hours=1),
-        "last_seen_at": now,
-    }
-    worker = CronWorkerRecord(**(values | fields))
-    session.add(worker)
-    session.commit()
-    return worker
 
 
 @pytest.fixture

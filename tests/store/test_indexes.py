@@ -61,9 +61,8 @@ def plan(session: Session, ask: Callable[[Session], Any]) -> list[str]:
         str(row._mapping.get("type") or "") if _is_mariadb(session) else row.detail
         for text, values in sent
         for row in connection.exec_driver_sql(how + text, values)
-        if not str(row._mapping.get("table")).startswith(
-            "<derived"
-        )  # the few rows that a part of it has found
+        # Not the few rows that a part of the statement has found.
+        if not str(row._mapping.get("table")).startswith("<derived")
     ]
 
 

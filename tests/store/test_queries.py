@@ -20,9 +20,9 @@ from kytecron.store.models import (
     CronJobDependency,
     CronJobExecution,
     CronJobOutput,
-    CronWorkerRecord,
 )
 from kytecron.store.queries import AuditFilter, ExecutionFilter, JobFilter
+from tests.factories import add_worker
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -472,8 +472,8 @@ def test_counters_tell_how_things_stand(session: Session) -> None:
     add_run(session, job.id, 4, status="pending", due_time=future)
     add_run(session, job.id, 5, status="pending", due_time=None)
     add_day(session, job.id, NOON.date(), [5], completed=1)
-    add_worker(session, "alive", NOON)
-    add_worker(session, "silent", past)
+    add_worker(session, "alive", last_seen_at=NOON)
+    add_worker(session, "silent", last_seen_at=past)
     session.commit()
     now = figures.counters(session, NOON)
     assert (now.jobs, now.enabled, now.disabled, now.dead) == (3, 1, 1, 1)
@@ -484,28 +484,11 @@ def test_counters_tell_how_things_stand(session: Session) -> None:
 # -- workers and audit ---------------------------------------------------------------------------------------
 
 
-def add_worker(session: Session, name: str, seen: datetime, **values: Any) -> CronWorkerRecord:
-    worker = CronWorkerRecord(
-        worker_id=name,
-        host="h",
-        boot_id="b",
-        pid=1,
-        process_started="1",
-        version="1",
-        started_at=seen,
-        last_seen_at=seen,
-        **values,
-    )
-    session.add(worker)
-    session.flush()
-    return worker
-
-
 def test_workers_tell_how_they_are(session: Session) -> None:
-    stopped = add_worker(session, "stopped", NOON, stopped_at=NOON)
-    alive = add_worker(session, "alive", NOON - timedelta(seconds=30))
-    drains = add_worker(session, "drains", NOON - timedelta(seconds=31), draining=True)
-    silent = add_worker(session, "silent", NOON - timedelta(days=2))
+    stopped = add_worker(session, "stopped", last_seen_at=NOON, stopped_at=NOON)
+    alive = add_worker(session, "alive", last_seen_at=NOON - timedelta(seconds=30))
+    drains = add_worker(session, "drains", last_seen_at=NOON - timedelta(seconds=31), draining=True)
+    silent = add_worker(session, "silent", last_seen_at=NOON - timedelta(days=2))
     session.commit()
     assert list(queries.workers(session)) == [alive, drains, silent, stopped]
     assert list(queries.workers(session, NOON - timedelta(hours=1))) == [alive, drains, stopped]

@@ -251,8 +251,7 @@ def test_a_refresh_that_comes_late_does_not_undo_a_filter(
 
     page.route(re.compile(rf"/{region}"), hold_back)
     page.evaluate("document.dispatchEvent(new CustomEvent('kytecron:refresh'))")
-    page.wait_for_timeout(100)
-    assert late, "a refresh is under way"
+    wait_for(lambda: page.wait_for_timeout(10) or late, "a refresh under way")
     page.locator(f"#{region}-{field}").fill("xyz")
     expect(rows).to_have_count(0)
     for route in late:
