@@ -14,13 +14,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from .. import __version__ as VERSION
 from ..config import Settings
 from ..core.schedule import TZDATA_VERSION
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronWorkerRecord
-
-VERSION = "0.1.0"
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2 ** 64 by the golden ratio: its multiples, whatever the step between them, spread evenly over 2 ** 64."""
