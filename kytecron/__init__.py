@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-__version__ = "0.1.0"
+VERSION = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 CORE = {"kytecron.core"}
 STORE = {"kytecron.store", "kytecron.config", *CORE}
-SERVICES = {"kytecron.services", *STORE}
+SERVICES = {"kytecron.services", "kytecron.VERSION", *STORE}
 # What a front may touch of the store: connections, the read side and the rows it returns, never a write.
 READ_SIDE = {f"kytecron.store.{name}" for name in ("db", "figures", "keyset", "models", "queries")}
 FRONT = {"kytecron.services", "kytecron.config", *CORE, *READ_SIDE}

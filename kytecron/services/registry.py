@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .. import __version__ as VERSION
+from .. import VERSION
 from ..config import Settings
 from ..core.schedule import TZDATA_VERSION
 from ..store import db
