@@ -2,8 +2,9 @@
 
 A *wall time* is a naive datetime: what a clock on a wall shows. No time zone is known here.
 
-Cron expressions are read here and not by croniter, which takes `5-5/10` for `*/10`, refuses `5L` and
-`1#1,3`, and joins the two day fields by OR alone.
+Cron expressions are checked here, because croniter takes `R` for a random minute, six fields, and `5-5/10` for
+`*/10`; croniter then reads what lists, ranges and steps name. `L`, `5L` and `1#2` are read here too: croniter refuses
+most of them beside other days, and joins the two day fields by OR alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from datetime import datetime, time
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
+
+from croniter import croniter
 
 MAX_CRON_LENGTH = 200
 SEARCH_YEARS = 50
@@ -226,18 +229,24 @@ def parse_cron(expression: str) -> Cron:
     them begins with `*` (also `*/2`) both must match.
     """
     fields = _split(expression)
+    plain: list[list[str]] = []
     masks, problems = [], []
     for which, text in zip(_FIELDS, fields, strict=True):
-        mask = 0
+        plain.append([])
+        masks.append(0)
         for item in text.split(","):
             try:
-                mask |= _item(which, item)
+                if special := _special(which, item):
+                    masks[-1] |= special
+                else:
+                    plain[-1].append(_range(which, item))
             except Refused as refused:
                 problems.append(str(refused))
-        masks.append(mask)
     if problems:
         raise Refused(f"Invalid cron_expression. {'. '.join(problems)}")
-    minutes, hours, dates, months, weekdays = masks
+    minutes, hours, dates, months, weekdays = (
+        mask | named for mask, named in zip(masks, _named(plain), strict=True)
+    )
     either_day = not (fields[2].startswith("*") or fields[4].startswith("*"))
     calendar = Calendar(hours, minutes, 0, months, _days_by_shape(dates, weekdays, either_day))
     # 28 years hold every month in all the shapes that it can have.
@@ -274,23 +283,23 @@ def _split(expression: str) -> tuple[str, ...]:
     raise Refused(f"Invalid cron_expression {shown(expression)}. {hint}")
 
 
-def _item(which: _Field, item: str) -> int:
-    """The bit mask of one item of a field's list."""
+def _special(which: _Field, item: str) -> int:
+    """The bit mask of an item that names days by their place in the month; 0 for any other item."""
     if which is _DATE and item == "l":
         return _LAST_DATE
     if which is not _WEEKDAY:
-        return sum(1 << number for number in _range(which, item))
+        return 0
     if nth := _NTH_WEEKDAY.fullmatch(item):
         if nth[2] not in ("1", "2", "3", "4", "5"):
             raise Refused(f"{_at(which, item)}: write #1 to #5, or {nth[1]}L for the last one of a month")
         return 1 << _number(which, nth[1]) % 7 + int(nth[2]) * _SECTION
     if last := _LAST_WEEKDAY.fullmatch(item):
         return 1 << _number(which, last[1] or last[2]) % 7 + _LAST_SECTION * _SECTION
-    return sum({1 << number % 7 for number in _range(which, item)})
+    return 0
 
 
-def _range(which: _Field, item: str) -> range:
-    """The numbers of `*`, `a` or `a-b`, each possibly with a `/step`; `a/step` goes on to the field's end."""
+def _range(which: _Field, item: str) -> str:
+    """`*`, `a` or `a-b`, each possibly with a `/step`, written out in numbers; `a/step` goes on to the field's end."""
     match = _RANGE.fullmatch(item)
     if hint := _unsupported(which, item):
         raise Refused(f"{_at(which, item)}: {hint}")
@@ -310,7 +319,23 @@ def _range(which: _Field, item: str) -> range:
         raise Refused(f"{_at(which, item)}: a range cannot run backwards. Write {instead}")
     if step and int(step) == 0:
         raise Refused(f"{_at(which, item)}: a step must be 1 or more")
-    return range(low, high + 1, int(step or 1))
+    # A step that leaves the range at once names its first number alone, which croniter reads otherwise.
+    return f"{low}-{high}/{step or 1}" if int(step or 1) <= high - low else f"{low}"
+
+
+def _named(items: list[list[str]]) -> list[int]:
+    """What the items of each field name, as croniter reads them, as bit masks; 0 for a field that has none."""
+    expanded, _ = croniter.expand(" ".join(",".join(field) or "*" for field in items))
+    return [
+        _mask(which, values) if field else 0
+        for which, field, values in zip(_FIELDS, items, expanded, strict=True)
+    ]
+
+
+def _mask(which: _Field, values: list[Any]) -> int:
+    if "*" in values:
+        return _bits(which.low, 6 if which is _WEEKDAY else which.high)
+    return sum({1 << value for value in values})
 
 
 def _number(which: _Field, word: str) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 from croniter import croniter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kytecron.core import cron
 from kytecron.core.schedule import Schedule
 
 
@@ -43,3 +45,26 @@ def test_croniter_on_wall_time_names_the_same_slots(expression: str, wall: datet
         assert following is not None
         assert following.replace(tzinfo=None) == theirs.get_next(datetime)
         slot = following
+
+
+def test_what_croniter_reads_is_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    daily = {"schedule_type": "cron", "cron_expression": "17 4 * * *", "timezone": "UTC"}
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    cron.parse_cron.cache_clear()
+    assert Schedule.from_fields(**daily).next_after(noon) == datetime(2026, 3, 2, 4, 17, tzinfo=UTC)
+    read = croniter.expand
+    monkeypatch.setattr(
+        croniter, "expand", lambda text: ([[18] if field == [17] else field for field in read(text)[0]], {})
+    )
+    cron.parse_cron.cache_clear()
+    assert Schedule.from_fields(**daily).next_after(noon) == datetime(2026, 3, 2, 4, 18, tzinfo=UTC)
+    monkeypatch.undo()
+    cron.parse_cron.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "expression", ["r 4 * * *", "17 r(0-9) * * *", "0 17 4 * * *", "17 4 ? * *", "17 22-2 * * *"]
+)
+def test_what_croniter_would_take_and_cron_does_not_is_refused_before_it_is_asked(expression: str) -> None:
+    with pytest.raises(cron.Refused):
+        cron.parse_cron(expression)
