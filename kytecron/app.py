@@ -18,9 +18,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import api, cli, web
 from .config import ROOT, Settings
+from .requestdb import db
 from .store import db as database
 from .store import schema
-from .store.models import db
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
 from werkzeug.test import TestResponse
 
+from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
-from kytecron.store.models import CronJob, db
+from kytecron.store.models import CronJob
 
 HELLO = """class Hello(CronJobBase):
     def execute(self):

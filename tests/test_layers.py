@@ -18,7 +18,7 @@ STORE = {"kytecron.store", "kytecron.config", *CORE}
 SERVICES = {"kytecron.services", "kytecron.VERSION", *STORE}
 # What a front may touch of the store: connections, the read side and the rows it returns, never a write.
 READ_SIDE = {f"kytecron.store.{name}" for name in ("db", "figures", "keyset", "models", "queries")}
-FRONT = {"kytecron.services", "kytecron.config", *CORE, *READ_SIDE}
+FRONT = {"kytecron.services", "kytecron.config", "kytecron.requestdb", *CORE, *READ_SIDE}
 PROCESS = {
     "kytecron.services",
     "kytecron.config",
@@ -36,17 +36,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron.config": CORE,
     "kytecron.logs": {"kytecron.config"},
     "kytecron.store": STORE,
+    "kytecron.requestdb": {"kytecron.store"},
     "kytecron.services": SERVICES,
     "kytecron.web": FRONT,
     "kytecron.api": FRONT,
     "kytecron.cli": {*FRONT, *PROCESS},
     "kytecron.engine": {"kytecron.job", *CORE, *PROCESS},
     # The two that put the rest together: the web application, and `make run`.
-    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", *STORE},
+    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.requestdb", *STORE},
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
 }
 
-FLASK = {"flask", "flask_login", "flask_migrate", "flask_wtf"}
+FLASK = {"flask", "flask_migrate", "flask_sqlalchemy", "flask_wtf"}
 INPUT_AND_OUTPUT = {
     *("asyncio", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random", "secrets", "select"),
     *("shutil", "signal", "smtplib", "socket", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "time"),
@@ -205,6 +206,14 @@ def test_what_job_processes_load_needs_the_standard_library_alone(module):
     assert foreign == []
     # -S: without the installed packages, so that an indirect import fails too.
     subprocess.run([sys.executable, "-S", "-c", f"import {module}"], cwd=ROOT, check=True, timeout=30)
+
+
+def test_the_worker_loads_neither_flask_nor_what_comes_with_it():
+    command = "import sys, worker; print(*(name.split('.')[0] for name in sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, check=True, timeout=30, capture_output=True, text=True
+    )
+    assert not {"jinja2", *FLASK} & {*loaded.stdout.split()}
 
 
 def test_importing_kytecron_loads_neither_flask_nor_the_database():

@@ -19,8 +19,8 @@ from ..core.errors import (
     NotFound,
     TooManyRequests,
 )
+from ..requestdb import db
 from ..store.db import CommitUnknown
-from ..store.models import db
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..core.errors import Forbidden, NotFound
+from ..requestdb import db
 from ..services import accounts
 from ..services.audit import Actor
 from ..store import db as database
-from ..store.models import db
 from . import errors
 from .bodies import LARGEST, read_body, read_query
 

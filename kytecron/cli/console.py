@@ -29,11 +29,11 @@ from ..config import Settings
 from ..core import ansi, diff
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
+from ..requestdb import db
 from ..services.audit import Actor
 from ..store import schema
 from ..store.db import cause
 from ..store.keyset import Page
-from ..store.models import db
 from ..store.queries import LARGEST_ID, MAX_LIMIT
 
 T = TypeVar("T")

@@ -12,12 +12,12 @@ from flask.cli import with_appcontext
 
 from ..core.errors import Conflict, Invalid
 from ..core.schedule import TZDATA_VERSION
+from ..requestdb import db
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
 from ..store import db as database
 from ..store import queries
 from ..store.keyset import Page
-from ..store.models import db
 from ..store.queries import ExecutionRow, JobFilter
 from . import console, shapes
 from .console import ID, Command, Group, json_option, page_options, say, yes_option

@@ -12,9 +12,10 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ..config import Settings
 from ..core.errors import Forbidden, Invalid
+from ..requestdb import db
 from ..services import accounts
 from ..services.audit import Actor
-from ..store.models import CronUser, db
+from ..store.models import CronUser
 from .render import is_htmx, local_path
 
 PUBLIC = "public"

@@ -17,8 +17,8 @@ from ..core.errors import (
     NotFound,
     TooManyRequests,
 )
+from ..requestdb import db
 from ..store.db import CommitUnknown
-from ..store.models import db
 from . import access
 from .render import back, is_htmx, tell
 

@@ -16,10 +16,10 @@ from werkzeug.test import TestResponse
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
 from kytecron.store import db as database
-from kytecron.store.models import db
 
 CODE = """
 class Greeter(CronJobBase):

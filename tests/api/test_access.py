@@ -8,9 +8,9 @@ import pytest
 from flask import Flask
 
 from kytecron.api.routing import PREFIX, PUBLIC, ROUTES
+from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
-from kytecron.store.models import db
 
 from .conftest import Caller
 

@@ -12,7 +12,7 @@ from flask import Flask, request
 from kytecron.app import CONTENT_SECURITY_POLICY, HEADERS, create_app
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
-from kytecron.store.models import db
+from kytecron.requestdb import db
 
 KEY = "0123456789abcdef" * 4
 

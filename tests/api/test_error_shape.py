@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 from werkzeug.test import TestResponse
 
 from kytecron.app import HEADERS
+from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.store import queries
-from kytecron.store.models import db
 
 from .conftest import CODE, Caller
 

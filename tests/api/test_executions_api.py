@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from kytecron.api import executions
 from kytecron.core.states import Outcome, Status
+from kytecron.requestdb import db
 from kytecron.services import lifecycle
-from kytecron.store.models import CronJobExecution, db
+from kytecron.store.models import CronJobExecution
 
 from .conftest import Caller
 

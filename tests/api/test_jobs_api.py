@@ -13,8 +13,9 @@ from flask import Flask
 from sqlalchemy.orm import Session
 
 from kytecron.core.states import Status
+from kytecron.requestdb import db
 from kytecron.services import lifecycle
-from kytecron.store.models import CronJob, db
+from kytecron.store.models import CronJob
 from tests.factories import add_worker
 
 from .conftest import CODE, Caller

@@ -19,11 +19,12 @@ from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.schedule import TZDATA_VERSION
 from kytecron.core.states import Status
+from kytecron.requestdb import db
 from kytecron.services import accounts, lifecycle
 from kytecron.services.registry import VERSION
 from kytecron.store import db as database
 from kytecron.store import figures
-from kytecron.store.models import CronJob, CronOutbox, CronWorkerRecord, db
+from kytecron.store.models import CronJob, CronOutbox, CronWorkerRecord
 
 from .conftest import Caller
 from .test_access import PEOPLE

@@ -11,9 +11,10 @@ from sqlalchemy.orm import Session
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.requestdb import db
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
-from kytecron.store.models import CronJob, db
+from kytecron.store.models import CronJob
 from tests.command_line import CODE, CommandLine
 
 

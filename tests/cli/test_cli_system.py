@@ -14,11 +14,12 @@ from sqlalchemy.orm import Session
 from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.states import Claim, Outcome, Status
+from kytecron.requestdb import db
 from kytecron.services import accounts, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
-from kytecron.store.models import CronJob, CronJobExecution, CronUser, CronWorkerRecord, db
+from kytecron.store.models import CronJob, CronJobExecution, CronUser, CronWorkerRecord
 from tests.command_line import CODE, CommandLine
 
 TESTER = Actor("tester")

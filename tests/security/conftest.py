@@ -12,9 +12,9 @@ from flask.testing import FlaskClient
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
-from kytecron.store.models import db
 from tests.pages import Visitor, database, make_visitor
 
 PUBLIC_URL = "https://cron.example"

@@ -20,11 +20,12 @@ from sqlalchemy.orm import Session
 from kytecron.cli import COMMANDS
 from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
+from kytecron.requestdb import db
 from kytecron.services import accounts, jobapi, lifecycle, retention, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database_tools
-from kytecron.store.models import CronAudit, CronJobExecution, KyteCronJobVersionContent, db
+from kytecron.store.models import CronAudit, CronJobExecution, KyteCronJobVersionContent
 from tests.api.test_access import TABLE as API_TABLE
 from tests.command_line import CommandLine
 from tests.factories import claim_one

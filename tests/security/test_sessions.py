@@ -14,9 +14,9 @@ from flask.testing import FlaskClient
 from kytecron.app import HEADERS, create_app
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
+from kytecron.requestdb import db
 from kytecron.services import accounts, lifecycle
 from kytecron.services.audit import Actor
-from kytecron.store.models import db
 from tests.pages import PASSWORD, Visitor, database, make_job, make_visitor
 
 from .test_access_table import PAGES, routes

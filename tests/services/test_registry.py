@@ -27,7 +27,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from kytecron.services import registry
 from kytecron.store import db as database
-from kytecron.store.models import CronWorkerRecord, db
+from kytecron.requestdb import db
+from kytecron.store.models import CronWorkerRecord
 
 pid = os.getppid()
 here = registry.this_process()

@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, sync_playwright
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.requestdb import db
 from kytecron.services import accounts
-from kytecron.store.models import db
 from tests.pages import Visitor, make_visitor
 
 
