@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # The API knows its callers by bearer tokens, which no browser sends by itself.
     csrf.exempt(api.register(app))
     web.register(app)
-    cli.register(app)
+    cli.register(app, settings)
     return app
 
 

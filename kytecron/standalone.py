@@ -36,9 +36,9 @@ SAME_SIGNAL_SECONDS = 0.5
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
     """Run until Ctrl-C. Exit status 0 after a clean stop, 1 when a part does not start or ends, 2 for bad settings."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     try:
         settings = Settings.load()
         settings.require_secret_key()
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _stop([web, worker], asked, settings.grace_seconds + settings.lease_seconds)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="make run", description="Run kytecron's web pages and a worker on this machine."
+        prog=prog, description="Run kytecron's web pages and a worker on this machine."
     )
     parser.add_argument("--port", type=_port, default=8000)
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")

@@ -1,31 +1,62 @@
-"""The commands of `flask --app wsgi <group> <command>`, listed with examples in docs/cli.md.
+"""The commands of `kytecron <group> <command>`, listed with examples in docs/cli.md.
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage or input. Errors go to standard error and name the field.
 """
 
 from __future__ import annotations
 
-from flask import Flask
+import copy
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
 
-from . import executions, jobs, people, secrets, stress, system, versions
+import click
 
-COMMANDS = (
-    jobs.jobs,
-    executions.executions,
-    versions.versions,
-    system.locks,
-    system.dlq,
-    system.workers,
-    people.users,
-    people.tokens,
-    secrets.secrets,
-    system.doctor,
-    system.prune,
-    stress.stress,
-)
+from ..config import Settings
+from .installation import Installation
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 
-def register(app: Flask) -> None:
-    """Add the commands to `app`."""
-    for command in COMMANDS:
+class Entry(NamedTuple):
+    """A command or a group of them, in `module` under its own name."""
+
+    module: str
+    help: str
+    """Its first sentence, so that a list of commands imports none of them."""
+
+
+COMMANDS = {
+    "jobs": Entry("jobs", "Jobs: create, change, switch on and off, run, export and import."),
+    "executions": Entry("executions", "Executions: list, show, read and follow logs, cancel, retry."),
+    "versions": Entry("versions", "Versions of jobs' code: history, comparison, rollback, pruning, storage."),
+    "locks": Entry("system", "Locks: runs that workers hold under a lease."),
+    "dlq": Entry("system", "The dead letter queue: jobs that were given up on."),
+    "workers": Entry("system", "Workers: the processes that run jobs."),
+    "users": Entry("people", "Users: who may sign in to the pages, and what they may do there."),
+    "tokens": Entry("people", "Tokens: who may use the JSON API, and for what."),
+    "secrets": Entry(
+        "secrets",
+        "Secrets: values that jobs read with self.secrets. They are encrypted, and never shown again.",
+    ),
+    "doctor": Entry(
+        "system", "Check database, migrations, clocks, time zones, workers, leases and reference counts."
+    ),
+    "prune": Entry("system", "Remove what is older than the settings say, as workers do by themselves."),
+    "stress": Entry("stress", "Let several workers run jobs every second, and count what really ran."),
+}
+
+
+def load(name: str) -> click.Command:
+    """Import a command. Raises KeyError where there is none of this name."""
+    command: click.Command = getattr(importlib.import_module(f"{__name__}.{COMMANDS[name].module}"), name)
+    return command
+
+
+def register(app: Flask, settings: Settings) -> None:
+    """Add the commands to `app`, as `flask --app wsgi <group> <command>`, for the installation of these settings."""
+    installation = Installation(settings)
+    for name in COMMANDS:
+        command = copy.copy(load(name))
+        command.context_settings = {**command.context_settings, "obj": installation}
         app.cli.add_command(command)

@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import click
 import pydantic_core
-from flask import current_app
-from flask.cli import AppGroup
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -29,12 +27,12 @@ from ..config import Settings
 from ..core import ansi, diff
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
-from ..requestdb import db
 from ..services.audit import Actor
 from ..store import schema
 from ..store.db import cause
 from ..store.keyset import Page
 from ..store.queries import LARGEST_ID, MAX_LIMIT
+from .installation import Installation
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -46,15 +44,21 @@ _HIDDEN = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # -- who and where -------------------------------------------------------------------------------------------
 
 
+def installation() -> Installation:
+    """What this command works on."""
+    found = click.get_current_context().find_object(Installation)
+    assert found is not None  # every door to the commands gives one
+    return found
+
+
 def database() -> Session:
     """The session of this command."""
-    return db.session()
+    return installation().session
 
 
 def settings() -> Settings:
-    """The settings of this app."""
-    found: Settings = current_app.extensions["kytecron.settings"]
-    return found
+    """The settings of this installation."""
+    return installation().settings
 
 
 def actor() -> Actor:
@@ -83,6 +87,7 @@ class Command(click.Command):
     """A command whose errors end as messages on standard error, not as tracebacks."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        ctx.call_on_close(installation().close)
         try:
             return super().invoke(ctx)
         except Invalid as error:
@@ -95,8 +100,8 @@ class Command(click.Command):
             raise Failed(_database_problem(error)) from error
 
 
-class Group(AppGroup):
-    """A group of such commands, each in the app's context."""
+class Group(click.Group):
+    """A group of such commands."""
 
     command_class = Command
 
@@ -118,7 +123,7 @@ def _with_both_sides(error: Conflict) -> str:
 
 def _database_problem(error: SQLAlchemyError) -> str:
     try:
-        behind = schema.behind(db.engine)
+        behind = schema.behind(installation().engine)
     except SQLAlchemyError:
         behind = None
     return behind or f"The database does not answer: {safe(cause(error))}"

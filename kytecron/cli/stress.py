@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from flask.cli import with_appcontext
 
 from ..services import stress as stresses
 from ..services.stress import Report
@@ -20,7 +19,6 @@ SHOWN = 10
     "--jobs", type=click.IntRange(1, 1000), help="Jobs that run every second. [default: 4 per worker]"
 )
 @json_option
-@with_appcontext
 def stress(workers: int, duration: int, jobs: int | None, as_json: bool) -> None:
     """Let several workers run jobs every second, and count what really ran.
 

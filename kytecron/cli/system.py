@@ -8,11 +8,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import click
-from flask.cli import with_appcontext
 
 from ..core.errors import Conflict, Invalid
 from ..core.schedule import TZDATA_VERSION
-from ..requestdb import db
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
 from ..store import db as database
@@ -278,13 +276,12 @@ def _ago(now: datetime, then: datetime) -> str:
 @click.command(cls=Command)
 @click.option("--fix", is_flag=True, help="Repair migrations, reference counts and ended leases.")
 @json_option
-@with_appcontext
 def doctor(fix: bool, as_json: bool) -> None:
     """Check database, migrations, clocks, time zones, workers, leases and reference counts.
 
     The exit status is 1 where there is a problem; warnings are none.
     """
-    found = doctors.examine(db.engine, console.settings(), console.actor(), fix=fix)
+    found = doctors.examine(console.installation().engine, console.settings(), console.actor(), fix=fix)
     if as_json:
         shown = [
             {"check": one.check, "verdict": one.verdict, "detail": one.detail, "advice": one.advice}
@@ -301,7 +298,6 @@ def doctor(fix: bool, as_json: bool) -> None:
 @click.command(cls=Command)
 @yes_option
 @json_option
-@with_appcontext
 def prune(yes: bool, as_json: bool) -> None:
     """Remove what is older than the settings say, as workers do by themselves."""
     chosen = console.settings()
@@ -310,7 +306,9 @@ def prune(yes: bool, as_json: bool) -> None:
         f"versions beyond {chosen.retention_versions} of a job, and what else has had its time?",
         yes,
     )
-    removed = retention.prune(database.make_sessions(db.engine), chosen, actor=console.actor())
+    removed = retention.prune(
+        database.make_sessions(console.installation().engine), chosen, actor=console.actor()
+    )
     if as_json:
         console.print_json(removed)
     else:

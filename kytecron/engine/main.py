@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 WAIT_FOR_DATABASE_SECONDS = 60
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "worker.py") -> int:
     """Run a worker until it is told to stop. Exit status: 0 after a clean stop, 2 for bad settings."""
-    options = _parser().parse_args(arguments)
+    options = _parser(prog).parse_args(arguments)
     given = {
         "concurrency": options.concurrency,
         "poll_interval": options.poll_interval,
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="worker.py", description="Run due kytecron jobs on this machine.")
+def _parser(prog: str = "worker.py") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Run due kytecron jobs on this machine.")
     parser.add_argument(
         "--concurrency", type=int, metavar="N", help=f"runs at once (default: {(os.cpu_count() or 1) * 4})"
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
 import pytest
 
-from kytecron.cli import COMMANDS
+from kytecron.cli import COMMANDS, load
 from kytecron.config import ROOT
 from kytecron.core.jobspec import JobFields
 from kytecron.services.transfer import from_yaml, plan_import
@@ -18,11 +20,11 @@ TEXT = (ROOT / "docs" / "cli.md").read_text()
 EXAMPLES = [
     line.strip().removeprefix(PROGRAM) for line in TEXT.splitlines() if line.startswith(f"    {PROGRAM}")
 ]
-KNOWN = {command.name: command for command in COMMANDS}
+KNOWN = {name: load(name) for name in COMMANDS}
 
 
 def commands() -> Iterator[str]:
-    for command in COMMANDS:
+    for command in KNOWN.values():
         if isinstance(command, click.Group):
             yield from (f"{command.name} {name}" for name in command.commands)
         else:
@@ -62,6 +64,23 @@ def test_every_command_and_option_says_what_it_does(name: str):
         if isinstance(one, click.Option) and not one.help and one.name not in obvious
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str):
+    command = KNOWN[name]
+    assert command.name == name
+    assert COMMANDS[name].help.rstrip(".") == command.get_short_help_str(limit=200).rstrip(".")
+
+
+def test_the_list_of_commands_imports_none_of_them():
+    script = "import sys; from kytecron.program import main; main(['--help'])"
+    script = f"import atexit, sys; atexit.register(lambda: print(*sys.modules)); {script}"
+    said = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "Commands:" in said.stdout
+    assert not {"sqlalchemy", "flask", "pydantic", "rich"} & {*said.stdout.split()}
 
 
 def test_the_example_of_a_file_can_be_imported(session):

@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.orm import Session
 
-from kytecron.cli import COMMANDS
+from kytecron.cli import COMMANDS, load
 from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
 from kytecron.requestdb import db
@@ -301,7 +301,7 @@ def _not_for_reading(table: dict[str, str]) -> set[str]:
 
 
 def _commands() -> Iterator[str]:
-    for command in COMMANDS:
+    for command in map(load, COMMANDS):
         if isinstance(command, click.Group):
             yield from (f"{command.name} {name}" for name in command.commands)
         else:
