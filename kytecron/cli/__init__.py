@@ -35,10 +35,7 @@ COMMANDS = {
     "workers": Entry("system", "Workers: the processes that run jobs."),
     "users": Entry("people", "Users: who may sign in to the pages, and what they may do there."),
     "tokens": Entry("people", "Tokens: who may use the JSON API, and for what."),
-    "secrets": Entry(
-        "secrets",
-        "Secrets: values that jobs read with self.secrets. They are encrypted, and never shown again.",
-    ),
+    "secrets": Entry("secrets", "Secrets: values that jobs read with self.secrets."),
     "doctor": Entry(
         "system", "Check database, migrations, clocks, time zones, workers, leases and reference counts."
     ),
