@@ -47,6 +47,8 @@ lock: .venv/test.stamp ## Pin what pyproject.toml asks for, with hashes; UPGRADE
 
 .venv/test.stamp: requirements-dev.txt | .venv/bin/python
 	$(PIP) --require-hashes -r requirements-dev.txt
+	@# The tests install the wheel of kytecron from these, without an index.
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.txt -d .venv/wheels
 	@touch $@ .venv/run.stamp
 
 clean: ## Remove the virtual environment and caches

@@ -1,10 +1,5 @@
-"""What gunicorn and `flask --app wsgi` load."""
+"""What gunicorn and `flask --app wsgi` load in a checkout; once installed it is kytecron.wsgi."""
 
-from kytecron.app import create_app
-from kytecron.cli.console import WrongInput
-from kytecron.core.errors import Invalid
+from kytecron.wsgi import app
 
-try:
-    app = create_app()
-except Invalid as error:  # `flask` says it and ends with status 2, gunicorn says it and gives up
-    raise WrongInput("\nError: ".join(error.fields.values())) from None
+__all__ = ["app"]

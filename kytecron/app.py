@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import api, cli, web
-from .config import ROOT, Settings
+from .config import PARTS, Settings
 from .requestdb import db
 from .store import db as database
 from .store import schema
@@ -93,7 +93,7 @@ def _connect_database(app: Flask, settings: Settings) -> None:
     db.init_app(app)
     with app.app_context():
         database.configure(db.engine)
-    Migrate(app, db, directory=str(ROOT / "migrations"))
+    Migrate(app, db, directory=str(PARTS / "migrations"))
 
 
 def _compress(response: Response) -> Response:

@@ -1,7 +1,7 @@
 """Settings: one list, each with a default and help. The only reader of the environment.
 
 A setting named `lease_seconds` is read from `KYTECRON_LEASE_SECONDS`, from the process's environment first
-and from a `.env` file beside `wsgi.py` second. `docs/settings.md` is made from this list by a test.
+and from the settings file second (see `settings_file`). `docs/settings.md` is made from this list by a test.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import difflib
 import os
 import secrets
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -20,7 +21,15 @@ from dotenv import dotenv_values
 
 from .core.errors import Invalid
 
-ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = not (PACKAGE.parent / "pyproject.toml").is_file()
+PARTS = PACKAGE if INSTALLED else PACKAGE.parent
+"""Where migrations/ and docs/ are: beside the package in a checkout, inside it once installed."""
+ROOT = Path.cwd() if INSTALLED else PACKAGE.parent
+"""Where an installation keeps its own: the checkout; once installed, the directory in which it is started."""
+WORKER = (sys.executable, "-m", "kytecron", "worker")
+"""Starts a worker with this Python, in the directory ROOT."""
+SYSTEM_FILE = Path("/etc/kytecron/kytecron.env")
 SAMPLE_KEYS = frozenset({"change-me", "changeme", "secret", "dev", "development", "test", "kytecron"})
 MIN_KEY_LENGTH = 32
 MIN_KEY_CHARACTERS = 8
@@ -48,6 +57,10 @@ def _setting(default: Any, help_text: str, *, secret: bool = False, unit: str = 
 class Settings:
     """Everything that can be set from outside. Make one with `Settings.load()`."""
 
+    settings: str = _setting(
+        "",
+        "File of further settings; empty reads /etc/kytecron/kytecron.env, or else .env in the installation",
+    )
     environment: str = _setting(
         "development", "`production` refuses weak secret keys and sends cookies over TLS only"
     )
@@ -109,11 +122,11 @@ class Settings:
 
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None) -> Settings:
-        """Settings from `overrides` (already typed), then the environment, then `.env`, then the defaults.
+        """Settings from `overrides` (already typed), then the environment, then the settings file, then the defaults.
 
-        Raises Invalid naming each variable that cannot be understood.
+        Raises Invalid naming each variable that cannot be understood, or the file where it cannot be read.
         """
-        texts = {**dotenv_values(ROOT / ".env"), **os.environ}
+        texts = {**_values_of_file(), **os.environ}
         values: dict[str, Any] = {}
         wrong: dict[str, str] = {}
         for item in fields(cls):
@@ -228,11 +241,42 @@ class Settings:
         return path.read_text()
 
 
+def settings_file() -> Path | None:
+    """The file that settings are read from: the one that KYTECRON_SETTINGS names, the machine's, or `.env`.
+
+    The machine's may be for root alone: a service was handed its content, and needs no second look. Raises Invalid
+    for a file that is named and is not there, and for one that cannot be read and whose content was not handed over.
+    """
+    named = os.environ.get("KYTECRON_SETTINGS")
+    if named:
+        if not os.access(named, os.R_OK):
+            raise Invalid({"KYTECRON_SETTINGS": f"KYTECRON_SETTINGS={named} cannot be read"})
+        return Path(named)
+    if os.access(SYSTEM_FILE, os.R_OK):
+        return SYSTEM_FILE
+    if SYSTEM_FILE.exists():
+        if "KYTECRON_DATABASE_URL" in os.environ:
+            return None
+        raise Invalid(
+            {
+                "KYTECRON_SETTINGS": f"{SYSTEM_FILE} cannot be read by this user. Use sudo, "
+                "or set KYTECRON_SETTINGS to a file of your own"
+            }
+        )
+    own = ROOT / ".env"
+    return own if own.is_file() else None
+
+
+def _values_of_file() -> dict[str, str | None]:
+    file = settings_file()
+    return dotenv_values(file) if file else {}
+
+
 def unknown_variables() -> list[str]:
     """A sentence for each KYTECRON_ variable that is no setting and therefore does nothing: most are misspelt."""
     known = [f"KYTECRON_{item.name.upper()}" for item in fields(Settings)]
     sentences = []
-    for name in sorted({*dotenv_values(ROOT / ".env"), *os.environ} - {*known}):
+    for name in sorted({*_values_of_file(), *os.environ} - {*known}):
         if name.startswith("KYTECRON_") and not name.startswith("KYTECRON_TEST_"):
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             sentences.append(f"{name} is no setting" + (f"; perhaps {close[0]} is meant" if close else ""))

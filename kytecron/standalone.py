@@ -1,4 +1,4 @@
-"""`make run`: the whole of kytecron on one machine, web pages and a worker, with nothing to set up.
+"""`make run` and `kytecron up`: the whole of kytecron on one machine, web pages and a worker, with nothing to set up.
 
 Migrates the database, puts examples into an empty one, starts gunicorn and a worker, and prints where to go and
 how to sign in. Ctrl-C stops both.
@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .config import ROOT, Settings
+from .config import ROOT, WORKER, Settings
 from .core.errors import Invalid, KytecronError
 from .examples import EXAMPLES
 from .services import accounts
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
         signal.signal(number, lambda *_: asked.append(time.monotonic()))
     # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them.
     web = subprocess.Popen(_web_command(listener), cwd=ROOT, process_group=0, pass_fds=(listener.fileno(),))
-    worker = subprocess.Popen([sys.executable, str(ROOT / "worker.py")], cwd=ROOT, process_group=0)
+    worker = subprocess.Popen(WORKER, cwd=ROOT, process_group=0)
     listener.close()
     try:
         if not _answers(web, asked, options.host, options.port):
@@ -98,7 +98,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
         raise Invalid(
-            {"port": f"Cannot listen on {host} port {port}: {reason}. Another port: make run PORT=8123"}
+            {"port": f"Cannot listen on {host} port {port}: {reason}. Choose another port, such as 8123"}
         ) from None
 
 
@@ -133,7 +133,7 @@ def _web_command(listener: socket.socket) -> list[str]:
         f"--graceful-timeout={WEB_GRACE_SECONDS}",
         "--no-control-socket",  # it would lie in the home directory, one for all
         "--log-level=warning",
-        "wsgi:app",
+        "kytecron.wsgi:app",
     ]
 
 

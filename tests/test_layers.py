@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The two that put the rest together: the web application, and `make run`.
     "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.requestdb", *STORE},
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
+    "kytecron.wsgi": {"kytecron.app", "kytecron.cli", *CORE},
     # The program: every command, `up` and the worker.
     "kytecron.program": {"kytecron.VERSION", "kytecron.cli", "kytecron.engine", "kytecron.standalone"},
     "kytecron.__main__": {"kytecron.program"},

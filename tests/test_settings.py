@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kytecron.config import ROOT, Settings, unknown_variables
+from kytecron import config
+from kytecron.config import ROOT, Settings, settings_file, unknown_variables
 from kytecron.core.errors import Invalid
 
 DOCUMENT = ROOT / "docs" / "settings.md"
@@ -84,3 +85,34 @@ def test_a_misspelt_variable_is_told_with_the_setting_that_comes_closest(
         "KYTECRON_COLOUR is no setting",
         "KYTECRON_CONCURENCY is no setting; perhaps KYTECRON_CONCURRENCY is meant",
     ]
+
+
+def test_a_named_file_comes_before_the_machines_and_both_after_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machines, own = tmp_path / "kytecron.env", tmp_path / "own.env"
+    machines.write_text("KYTECRON_CONCURRENCY=3\nKYTECRON_SMTP_PORT=26\nKYTECRON_MAIL_FROM='a b'\n")
+    own.write_text("KYTECRON_CONCURRENCY=4\n")
+    monkeypatch.setattr(config, "SYSTEM_FILE", machines)
+    monkeypatch.setenv("KYTECRON_SMTP_PORT", "27")
+    found = Settings.load()
+    assert (found.concurrency, found.smtp_port, found.mail_from) == (3, 27, "a b")
+    monkeypatch.setenv("KYTECRON_SETTINGS", str(own))
+    assert Settings.load().concurrency == 4
+    monkeypatch.setenv("KYTECRON_SETTINGS", str(tmp_path / "nowhere"))
+    with pytest.raises(Invalid, match="nowhere cannot be read"):
+        Settings.load()
+
+
+def test_the_machines_file_that_only_root_may_read_is_asked_for_unless_its_content_was_handed_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machines = tmp_path / "kytecron.env"
+    machines.touch()
+    monkeypatch.setattr(config, "SYSTEM_FILE", machines)
+    # The tests may run as root, who may read everything.
+    monkeypatch.setattr(config.os, "access", lambda path, mode: Path(path) != machines)
+    with pytest.raises(Invalid, match="Use sudo"):
+        settings_file()
+    monkeypatch.setenv("KYTECRON_DATABASE_URL", "sqlite://")
+    assert settings_file() is None

@@ -105,7 +105,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_started(start: Start, l
         port = other.getsockname()[1]
         assert start("--port", port).wait(PATIENCE) == 2
     assert log() == (
-        f"Cannot listen on 127.0.0.1 port {port}: Address already in use. Another port: make run PORT=8123\n"
+        f"Cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another port, such as 8123\n"
     )
     assert not (tmp_path / "instance" / "kytecron.db").exists()
 

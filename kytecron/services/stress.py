@@ -24,7 +24,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ..config import ROOT, Settings, environment
+from ..config import ROOT, WORKER, Settings, environment
 from ..core.errors import NotFound
 from ..core.states import ACTIVE, Status
 from ..store import db
@@ -261,10 +261,15 @@ class _Crew:
         self.problems: list[str] = []
         self._tag = tag
         self._logs = [place / f"worker-{one}.log" for one in range(number)]
-        command = [sys.executable, str(ROOT / "worker.py"), "--concurrency", str(CONCURRENCY), "--tags", tag]
+        command = [*WORKER, "--concurrency", str(CONCURRENCY), "--tags", tag]
         self._processes = [
             subprocess.Popen(
-                command, env=environment(settings), stdout=subprocess.PIPE, stderr=log.open("wb"), text=True
+                command,
+                cwd=ROOT,
+                env=environment(settings),
+                stdout=subprocess.PIPE,
+                stderr=log.open("wb"),
+                text=True,
             )
             for log in self._logs
         ]

@@ -14,7 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine
 
-from ..config import ROOT
+from ..config import PARTS
 from ..core.errors import Conflict
 from .db import MYSQL_DIALECTS
 
@@ -65,7 +65,7 @@ def _too_new(revision: str) -> str:
 
 
 def _config() -> Config:
-    return Config(ROOT / "migrations" / "alembic.ini")
+    return Config(PARTS / "migrations" / "alembic.ini")
 
 
 @contextmanager
