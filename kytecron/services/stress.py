@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
