@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.requestdb import db
 from kytecron.services import doctor, lifecycle, registry
 from kytecron.services.audit import Actor
 from kytecron.services.doctor import Finding
@@ -23,7 +24,6 @@ from kytecron.store.models import (
     CronJobExecution,
     CronWorkerRecord,
     KyteCronJobVersionContent,
-    db,
 )
 from tests.command_line import CODE, CommandLine
 
