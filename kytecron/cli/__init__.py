@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from . import executions, jobs, people, secrets, stress, system, versions
+from . import database, executions, jobs, people, secrets, stress, system, versions
 
 COMMANDS = (
     jobs.jobs,
@@ -27,5 +27,6 @@ COMMANDS = (
 
 def register(app: Flask) -> None:
     """Add the commands to `app`."""
+    database.guard_migrations()
     for command in COMMANDS:
         app.cli.add_command(command)

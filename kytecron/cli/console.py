@@ -10,14 +10,15 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
 import click
 import pydantic_core
-from flask import current_app
-from flask.cli import AppGroup
+from flask import Flask, current_app, g
+from flask.cli import AppGroup, ScriptInfo
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +32,7 @@ from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
 from ..services.audit import Actor
 from ..store import schema
-from ..store.db import cause
+from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
 from ..store.keyset import Page
 from ..store.models import db
 from ..store.queries import LARGEST_ID, MAX_LIMIT
@@ -47,8 +48,17 @@ _HIDDEN = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def database() -> Session:
-    """The session of this command."""
+    """The session of this command. Raises Conflict where the tables are not those of this version."""
+    require_schema()
     return db.session()
+
+
+def require_schema() -> None:
+    """Raise Conflict, with what to do, where the tables are not those of this version."""
+    if "schema" not in g:
+        g.schema = schema.behind(db.engine)
+    if g.schema is not None:
+        raise Conflict(g.schema)
 
 
 def settings() -> Settings:
@@ -80,19 +90,40 @@ class WrongInput(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose errors end as messages on standard error, not as tracebacks."""
+    """A command that says which database it talks to, and whose errors end as messages, not as tracebacks."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        say_which_database(ctx.ensure_object(ScriptInfo).load_app())
+        with errors_told():
             return super().invoke(ctx)
-        except Invalid as error:
-            raise WrongInput("\nError: ".join(_named(*item) for item in error.fields.items())) from None
-        except Conflict as error:
-            raise Failed(_with_both_sides(error)) from None
-        except KytecronError as error:
-            raise Failed(safe(error.message)) from None
-        except SQLAlchemyError as error:
-            raise Failed(_database_problem(error)) from error
+
+
+def say_which_database(app: Flask) -> None:
+    """Tell people, who may have forgotten to load the settings, where this goes."""
+    chosen: Settings = app.extensions["kytecron.settings"]
+    note(f"Database: {shown(chosen.url)}")
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the command with a message for every error that is not a fault of ours."""
+    try:
+        yield
+    except Invalid as error:
+        raise WrongInput("\nError: ".join(_named(*item) for item in error.fields.items())) from None
+    except Conflict as error:
+        raise Failed(_with_both_sides(error)) from None
+    except KytecronError as error:
+        raise Failed(safe(error.message)) from None
+    except CommitUnknown as error:
+        text = "The database was lost while saving: look whether it was done before doing it again"
+        raise Failed(f"{text} ({safe(cause(error))})") from None
+    except Exception as error:
+        if not isinstance(error, SQLAlchemyError) and not is_outage(error):
+            raise
+        if isinstance(error, OSError):  # a file or a pipe, which is no matter of the database
+            raise
+        raise Failed(safe(trouble(error))) from error
 
 
 class Group(AppGroup):
@@ -114,14 +145,6 @@ def _with_both_sides(error: Conflict) -> str:
         delta = diff.line_delta(error.details["theirs"], error.details["yours"])
         lines += ["  what is there (-) and yours (+):", *(f"  {safe(line)}" for line in delta.split("\n"))]
     return "\n".join(lines)
-
-
-def _database_problem(error: SQLAlchemyError) -> str:
-    try:
-        behind = schema.behind(db.engine)
-    except SQLAlchemyError:
-        behind = None
-    return behind or f"The database does not answer: {safe(cause(error))}"
 
 
 # -- printing ------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class CronWorker:
         return (
             f"concurrency {shown.concurrency}, poll {shown.poll_interval:g} s, lease {shown.lease_seconds:g} s, "
             f"renewal {shown.renew_seconds:g} s, tags {','.join(sorted(shown.tags)) or 'none'}, "
-            f"database {self.engine.url.render_as_string(hide_password=True)}"
+            f"database {db.shown(self.engine.url)}"
         )
 
     def close(self) -> None:
@@ -721,8 +721,10 @@ class CronWorker:
 
     def _watch_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        # A shell's background process is not meant by Ctrl-C: it was started with SIGINT ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: self.stop())
 
     def _follow_shutdown(self) -> None:
         """Move on from running to draining to stopping, as signals and time demand."""

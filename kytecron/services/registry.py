@@ -21,6 +21,11 @@ from ..store.db import transactional
 from ..store.models import CronWorkerRecord
 
 VERSION = "0.1.0"
+WORKER: Any = CronWorkerRecord.__table__
+HEARD_SECONDS = 60.0
+"""A worker that reported within this time may be alive, however short this process's own lease is."""
+_IDENTITY = tuple(WORKER.c[name] for name in ("worker_id", "host", "boot_id", "pid", "process_started"))
+"""What tells one process from another: columns that every version of the table has."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2 ** 64 by the golden ratio: its multiples, whatever the step between them, spread evenly over 2 ** 64."""
@@ -140,18 +145,37 @@ def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
     """
     if not worker_ids:
         return set()
+    rows = session.execute(sa.select(*_IDENTITY).where(WORKER.c.worker_id.in_(list(worker_ids))))
+    return _gone(rows.all())
+
+
+def _gone(rows: Sequence[Any]) -> set[str]:
     here = this_process()
-    records = session.scalars(
-        sa.select(CronWorkerRecord).where(
-            CronWorkerRecord.worker_id.in_(list(worker_ids)),
-            CronWorkerRecord.host == here.host,
-            CronWorkerRecord.boot_id == here.boot_id,
-        )
-    )
     if not here.boot_id or not _sees_every_process():
         return set()
-    ended = {record.worker_id for record in records if _start_time(record.pid) != record.process_started}
+    ended = {
+        row.worker_id
+        for row in rows
+        if (row.host, row.boot_id) == (here.host, here.boot_id)
+        and _start_time(row.pid) != row.process_started
+    }
     return ended - _named_in_command_lines(ended) if ended else ended
+
+
+def still_alive(connection: sa.Connection, settings: Settings) -> Sequence[Any]:
+    """Workers that have reported lately and are not known to be gone, by name, on a schema of whatever version.
+
+    Rows with worker_id, version, host, pid and last_seen_at. None where there is no such table yet.
+    """
+    if not sa.inspect(connection).has_table(WORKER.name):
+        return []
+    since = db.now(connection) - timedelta(seconds=max(settings.lease_seconds, HEARD_SECONDS))
+    query = sa.select(*_IDENTITY, WORKER.c.version, WORKER.c.last_seen_at).where(
+        WORKER.c.stopped_at.is_(None), WORKER.c.last_seen_at >= since
+    )
+    rows = connection.execute(query.order_by(WORKER.c.worker_id)).all()
+    gone = _gone(rows)
+    return [row for row in rows if row.worker_id not in gone]
 
 
 def _sees_every_process() -> bool:

@@ -228,6 +228,13 @@ def make_engine(
     return configure(sa.create_engine(url, **chosen))
 
 
+def shown(url: str | URL) -> str:
+    """A database's address as it may be shown: without its password, wherever that stands."""
+    parsed = make_url(url)
+    hidden = {key: "***" for key in parsed.query if "pass" in key or "secret" in key}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
 def patient(engine: Engine, statement_seconds: float, lock_seconds: float) -> Engine:
     """Another engine on the same database whose statements may take long, and which waits so long for locks.
 

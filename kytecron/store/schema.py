@@ -87,6 +87,11 @@ def revision(connection: Connection) -> str | None:
     return str(rows[0][0]) if rows else None
 
 
+def is_at(connection: Connection, wanted: str) -> bool:
+    """Whether the database is at a migration, or at the newest one: `head`."""
+    return revision(connection) == (newest() if wanted in ("head", "heads") else wanted)
+
+
 class Watch:
     """Tells a process that goes on for long whether the schema is its own, without asking each time."""
 
