@@ -39,7 +39,7 @@ class CommandLine:
         return self(line, *arguments, **options).stdout
 
     def error(self, line: str, *arguments: object, status: int, **options: Any) -> str:
-        """What the command says when it fails, after it has said which database it talks to. Nothing else is printed."""
+        """What the command says when it fails, after the line that names the database. Nothing else is printed."""
         result = self(line, *arguments, status=status, **options)
         assert result.stdout == ""
         return without_database(result.stderr)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.schedule import TZDATA_VERSION
+from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronWorkerRecord
@@ -122,6 +122,47 @@ def crew(session: Session, settings: Settings) -> list[str]:
         CronWorkerRecord.tags == _joined(settings.tags),
     )
     return sorted(session.scalars(query))
+
+
+def newest_tzdata_alive(session: Session, settings: Settings, but: str = "") -> str:
+    """The newest tzdata of the living workers that plan slots, `but` left out; empty where there is none."""
+    since = db.now(session) - timedelta(seconds=settings.lease_seconds)
+    query = sa.select(WORKER.c.tzdata).where(
+        WORKER.c.last_seen_at >= since,
+        WORKER.c.stopped_at.is_(None),
+        WORKER.c.draining.is_(False),
+        WORKER.c.worker_id != but,
+    )
+    return max(session.scalars(query), key=tzdata_order, default="")
+
+
+class Tzdata(NamedTuple):
+    """What other workers, living and past, have."""
+
+    newest: str
+    """Of those alive."""
+    older: bool
+    """A living one has an older one than this process."""
+    new_here: bool
+    """Nobody but older ones has planned slots so far."""
+
+
+def tzdata_elsewhere(session: Session, settings: Settings, worker_id: str) -> Tzdata:
+    """What a worker has to know of the others before it plans slots."""
+    now = db.now(session)
+    rows = session.execute(
+        sa.select(WORKER.c.tzdata, WORKER.c.last_seen_at, WORKER.c.stopped_at, WORKER.c.draining).where(
+            WORKER.c.worker_id != worker_id
+        )
+    ).all()
+    since = now - timedelta(seconds=settings.lease_seconds)
+    alive = [row for row in rows if row.last_seen_at >= since and row.stopped_at is None and not row.draining]
+    here = tzdata_order(TZDATA_VERSION)
+    return Tzdata(
+        newest=max((row.tzdata for row in alive), key=tzdata_order, default=""),
+        older=any(tzdata_order(row.tzdata) < here for row in alive),
+        new_here=bool(rows) and all(tzdata_order(row.tzdata) < here for row in rows),
+    )
 
 
 def place(crew: Sequence[str], worker_id: str, moment: datetime) -> int:

@@ -50,6 +50,4 @@ def require_no_workers(engine: Engine, settings: Settings, revision: str = "head
 
 def _named(worker: Any, now: datetime) -> str:
     seen = in_words(max(0.0, (now - worker.last_seen_at).total_seconds()))
-    return (
-        f"{worker.worker_id} (version {worker.version}, host {worker.host}, pid {worker.pid}, seen {seen} ago)"
-    )
+    return f"{worker.worker_id} (version {worker.version}, host {worker.host}, pid {worker.pid}, seen {seen} ago)"

@@ -306,7 +306,9 @@ def is_outage(error: BaseException) -> bool:
     return (
         named in ("OperationalError", "InterfaceError")
         or code_of(error) in NO_ROOM
-        or (named == "InternalError" and "sequence" in cause(error))  # PyMySQL's word for a garbled connection
+        or (
+            named == "InternalError" and "sequence" in cause(error)
+        )  # PyMySQL's word for a garbled connection
     )
 
 

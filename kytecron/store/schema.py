@@ -135,7 +135,8 @@ def _not_ours(connection: Connection) -> str | None:
     if tables:
         return (
             "The database has tables of kytecron and no record of its migration: it is being migrated, "
-            "or a migration was cut short. Try again in a moment; if it stays so, restore a backup, or empty the database if it is new"
+            "or a migration was cut short. Try again in a moment; if it stays so, restore a backup, "
+            "or empty the database if it is new"
         )
     return None
 
