@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..config import Settings, unknown_variables
 from ..core.errors import Invalid
-from ..logs import configure_logging
+from ..logs import always_log, configure_logging
 from ..store import db, schema
 from .child import hide_memory
 from .telling import Rarely
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(problem.text, file=sys.stderr)
             return problem.status
         worker = CronWorker(settings, drain=options.drain)
+        always_log(worker=worker.worker_id)
     except Invalid as error:
         print("\n".join(error.fields.values()), file=sys.stderr)
         return 2

@@ -293,7 +293,7 @@ class CronWorker:
         execution_id = held.run.claim.execution_id
         if outcome.status is Status.LOST and not outcome.interrupted:
             # The lease ran out here: the row belongs to whoever judges it, this worker writes nothing.
-            log.warning("execution %s: %s", execution_id, outcome.error)
+            log.warning("%s", outcome.error, extra=_keys(held.run))
             self.statistics.leases_expired += 1
             self._given_up.add(execution_id)
             del self._runs[execution_id]
@@ -396,7 +396,8 @@ class CronWorker:
         if execution_id not in still:
             if any(held.run.claim.execution_id == execution_id for held, _ in self._ended):
                 return  # it has ended: whether its result still counts is for the fence to say
-            log.warning("execution %s is no longer held by this worker: its process is killed", execution_id)
+            text = "the run is no longer held by this worker: its process is killed"
+            log.warning(text, extra=_keys(self._runs[execution_id].run))
             self.statistics.leases_expired += 1
             self._drop(execution_id)
             return
@@ -914,7 +915,12 @@ class _CodeCache:
 
 def _tell(run: ClaimedRun, outcome: Outcome) -> None:
     error = " ".join((outcome.error or "").split())[:300]
-    log.warning("execution %d of %r: %s: %s", run.claim.execution_id, run.job_name, outcome.status, error)
+    log.warning("%r %s: %s", run.job_name, outcome.status, error, extra=_keys(run))
+
+
+def _keys(run: ClaimedRun) -> dict[str, int]:
+    """What a line of the log about a run carries."""
+    return {"execution": run.claim.execution_id, "job": run.claim.job_id}
 
 
 def _unstorable(outcome: Outcome, error: Exception) -> Outcome:

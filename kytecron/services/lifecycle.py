@@ -103,7 +103,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
         try:
             made, following, changes = _enqueue_job(around, job, now)
         except Exception as error:  # bad rows never stop the worker
-            log.warning("job %s cannot be scheduled: %s", job.id, error)
+            log.warning("the job cannot be scheduled: %s", error, extra={"job": job.id})
             _disable(session, job, f"cannot be scheduled: {error}")
             continue
         rows += made
