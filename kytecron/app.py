@@ -16,8 +16,9 @@ from flask_wtf import CSRFProtect
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import api, cli, web
+from . import accesslog, api, cli, web
 from .config import PARTS, Settings
+from .core.errors import Unavailable
 from .requestdb import db
 from .store import db as database
 from .store import schema
@@ -25,6 +26,7 @@ from .store import schema
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+WITHOUT_DATABASE = {"healthz", "readyz", "static"}
 YEAR = 365 * 24 * 3600
 COMPRESSED = {"text/css", "text/javascript", "application/javascript", "image/svg+xml"}
 
@@ -60,6 +62,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    accesslog.register(app, trust_header=settings.trusted_proxies > 0)
+    _refuse_other_schemas(app)
     app.after_request(_compress)
     app.after_request(_secure)
     app.add_url_rule("/healthz", view_func=healthz)
@@ -94,6 +98,18 @@ def _connect_database(app: Flask, settings: Settings) -> None:
     with app.app_context():
         database.configure(db.engine)
     Migrate(app, db, directory=str(PARTS / "migrations"))
+
+
+def _refuse_other_schemas(app: Flask) -> None:
+    """Answer nothing that needs the database while its tables are another version's."""
+    with app.app_context():
+        watch = schema.Watch(db.engine)
+
+    def refuse() -> None:
+        if request.endpoint not in WITHOUT_DATABASE and (problem := watch.problem()):
+            raise Unavailable(problem)
+
+    app.before_request(refuse)
 
 
 def _compress(response: Response) -> Response:

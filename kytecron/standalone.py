@@ -24,10 +24,10 @@ from sqlalchemy.orm import Session
 from .config import ROOT, WORKER, Settings
 from .core.errors import Invalid, KytecronError
 from .examples import EXAMPLES
-from .services import accounts
+from .services import accounts, upgrading
 from .services.audit import Actor
 from .services.jobs import CronJobManager
-from .store import db, schema
+from .store import db
 from .store.models import CronJob
 
 START_SECONDS = 60
@@ -51,11 +51,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
         print(error.message, file=sys.stderr)
         return 1
     except SQLAlchemyError as error:
-        print(f"The database does not answer: {db.cause(error)}", file=sys.stderr)
+        print(db.trouble(error), file=sys.stderr)
         return 1
     asked: list[float] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last comes when a terminal is closed
-        signal.signal(number, lambda *_: asked.append(time.monotonic()))
+        # Whoever starts it with `nohup` or behind a shell's `&` has these ignored, and means it.
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: asked.append(time.monotonic()))
     # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them.
     web = subprocess.Popen(_web_command(listener), cwd=ROOT, process_group=0, pass_fds=(listener.fileno(),))
     worker = subprocess.Popen(WORKER, cwd=ROOT, process_group=0)
@@ -105,7 +107,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _prepare(settings: Settings) -> str | None:
     """Migrate, fill an empty database with examples; returns a one-time token for the first administrator."""
     engine = db.make_engine(settings)
-    schema.upgrade(engine)
+    upgrading.upgrade(engine, settings)
     with db.make_sessions(engine)() as session:
         if not session.scalar(sa.select(sa.func.count()).select_from(CronJob)):
             _create_examples(session)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from alembic import context
+from alembic.util import CommandError
 from flask import current_app, has_app_context
+from sqlalchemy.exc import SQLAlchemyError
 
 from kytecron.config import default_settings
 from kytecron.store import db as database
@@ -25,10 +27,13 @@ def run() -> None:
         return
     settings = current_app.extensions["kytecron.settings"] if has_app_context() else default_settings()
     engine = database.make_engine(settings)
-    with engine.connect() as connection, schema.one_at_a_time(connection):
-        migrate(connection)
-        connection.commit()  # asking for the lock has begun a transaction, which Alembic leaves open then
-    engine.dispose()
+    try:
+        with schema.migrating(engine) as connection:
+            migrate(connection)
+    except SQLAlchemyError as error:
+        raise CommandError(database.trouble(error)) from error
+    finally:
+        engine.dispose()
 
 
 def migrate(connection) -> None:
@@ -37,8 +42,6 @@ def migrate(connection) -> None:
         target_metadata=Base.metadata,
         render_item=render_item,
         compare_server_default=False,
-        # SQLite cannot alter a table in place: Alembic copies it instead.
-        render_as_batch=connection.dialect.name == "sqlite",
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -39,7 +39,13 @@ class CommandLine:
         return self(line, *arguments, **options).stdout
 
     def error(self, line: str, *arguments: object, status: int, **options: Any) -> str:
-        """What the command says when it fails. Nothing else is printed."""
+        """What the command says when it fails, after the line that names the database. Nothing else is printed."""
         result = self(line, *arguments, status=status, **options)
         assert result.stdout == ""
-        return result.stderr
+        return without_database(result.stderr)
+
+
+def without_database(said: str) -> str:
+    """What a command wrote to standard error after the line that names the database."""
+    first, _, rest = said.partition("\n")
+    return rest if first.startswith("Database: ") else said

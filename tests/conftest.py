@@ -16,6 +16,9 @@ from kytecron.store import db, schema
 from kytecron.store.models import Base
 
 from .mariadb import MariaDB, serving
+from .signals import take_no_ignored_signals
+
+take_no_ignored_signals()
 
 # Nothing a developer has set may change what the tests see.
 for name in [name for name in os.environ if name.startswith("KYTECRON_")]:

@@ -43,9 +43,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron.cli": {*FRONT, *PROCESS},
     "kytecron.engine": {"kytecron.job", *CORE, *PROCESS},
     # The two that put the rest together: the web application, and `make run`.
-    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.requestdb", *STORE},
+    "kytecron.app": {
+        *("kytecron.accesslog", "kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.requestdb"),
+        *SERVICES,
+    },
+    "kytecron.accesslog": set(),
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
-    "kytecron.wsgi": {"kytecron.app", "kytecron.cli", *CORE},
+    "kytecron.wsgi": {"kytecron.app", "kytecron.cli", "kytecron.config", "kytecron.logs", *CORE},
     # The program: every command, `up` and the worker.
     "kytecron.program": {"kytecron.VERSION", "kytecron.cli", "kytecron.engine", "kytecron.standalone"},
     "kytecron.__main__": {"kytecron.program"},

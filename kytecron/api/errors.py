@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response, json, request
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import RoutingException
 
@@ -18,9 +18,10 @@ from ..core.errors import (
     KytecronError,
     NotFound,
     TooManyRequests,
+    Unavailable,
 )
 from ..requestdb import db
-from ..store.db import CommitUnknown
+from ..store.db import CommitUnknown, cause, give_up, is_outage
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ STATUSES: dict[type[KytecronError], int] = {
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
+    Unavailable: 503,
 }
 
 HTTP_ERRORS = {
@@ -72,7 +74,7 @@ def _routing_error(prefix: str) -> Response | None:
 
 def answer(error: Exception) -> Response:
     """The answer to `error`. What was not raised on purpose is logged, and its text stays here."""
-    db.session.rollback()
+    give_up(db.session())
     match error:
         case Invalid():
             return shape(422, "invalid", error.message, fields=error.fields)
@@ -91,21 +93,21 @@ def answer(error: Exception) -> Response:
         case HTTPException():
             return _http(error)
         case CommitUnknown():
-            log.error("%s %s: %s", request.method, request.path, error)
+            log.error("the database was lost while saving: %s", error)
             return shape(
                 503, "unknown_outcome", "The database was lost while saving: look whether it was done"
             )
-        case DBAPIError() if _database_is_away(error):
-            log.error("%s %s: database: %s", request.method, request.path, error.orig)
+        case _ if _database_is_away(error):
+            log.error("the database does not answer: %s", cause(error))
             return shape(503, "unavailable", "The database does not answer. Try again in a moment")
-    log.error("%s %s failed", request.method, request.path, exc_info=error)
+    log.error("the request failed", exc_info=error)
     return shape(500, "internal", "Something went wrong on the server; it is written to its log")
 
 
 def _on_purpose(error: KytecronError) -> Response:
     status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
     if status == 500:
-        log.error("%s %s: %s: %s", request.method, request.path, error.code, error.message)
+        log.error("%s: %s", error.code, error.message)
     return shape(status, error.code, error.message)
 
 
@@ -116,9 +118,9 @@ def _http(error: HTTPException) -> Response:
     return shape(status, code, message, headers=headers)
 
 
-def _database_is_away(error: DBAPIError) -> bool:
-    # OperationalError also stands for a locked SQLite file and a lock wait that took too long: passing, too.
-    return error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+def _database_is_away(error: Exception) -> bool:
+    # A locked SQLite file and a lock wait that took too long are passing, too.
+    return (is_outage(error) and not isinstance(error, OSError)) or isinstance(error, OperationalError)
 
 
 def shape(

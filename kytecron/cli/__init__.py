@@ -39,6 +39,7 @@ COMMANDS = {
     "doctor": Entry(
         "system", "Check database, migrations, clocks, time zones, workers, leases and reference counts."
     ),
+    "db": Entry("database", "The database's tables: bring them to this version, say where they are."),
     "prune": Entry("system", "Remove what is older than the settings say, as workers do by themselves."),
     "stress": Entry("stress", "Let several workers run jobs every second, and count what really ran."),
 }
@@ -52,7 +53,10 @@ def load(name: str) -> click.Command:
 
 def register(app: Flask, settings: Settings) -> None:
     """Add the commands to `app`, as `flask --app wsgi <group> <command>`, for the installation of these settings."""
+    from . import database
+
     installation = Installation(settings)
+    database.guard_migrations(installation)
     for name in COMMANDS:
         command = copy.copy(load(name))
         command.context_settings = {**command.context_settings, "obj": installation}

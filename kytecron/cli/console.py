@@ -10,7 +10,8 @@ import getpass
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -28,8 +29,7 @@ from ..core import ansi, diff
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
 from ..services.audit import Actor
-from ..store import schema
-from ..store.db import cause
+from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
 from ..store.keyset import Page
 from ..store.queries import LARGEST_ID, MAX_LIMIT
 from .installation import Installation
@@ -52,8 +52,15 @@ def installation() -> Installation:
 
 
 def database() -> Session:
-    """The session of this command."""
+    """The session of this command. Raises Conflict where the tables are not those of this version."""
+    require_schema()
     return installation().session
+
+
+def require_schema() -> None:
+    """Raise Conflict, with what to do, where the tables are not those of this version."""
+    if problem := installation().schema_problem:
+        raise Conflict(problem)
 
 
 def settings() -> Settings:
@@ -84,20 +91,40 @@ class WrongInput(click.ClickException):
 
 
 class Command(click.Command):
-    """A command whose errors end as messages on standard error, not as tracebacks."""
+    """A command that says which database it talks to, and whose errors end as messages, not as tracebacks."""
 
     def invoke(self, ctx: click.Context) -> Any:
         ctx.call_on_close(installation().close)
-        try:
+        with errors_told():
+            say_which_database()
             return super().invoke(ctx)
-        except Invalid as error:
-            raise WrongInput("\nError: ".join(_named(*item) for item in error.fields.items())) from None
-        except Conflict as error:
-            raise Failed(_with_both_sides(error)) from None
-        except KytecronError as error:
-            raise Failed(safe(error.message)) from None
-        except SQLAlchemyError as error:
-            raise Failed(_database_problem(error)) from error
+
+
+def say_which_database() -> None:
+    """Tell people, who may have forgotten to load the settings, where this goes."""
+    note(f"Database: {shown(settings().url)}")
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the command with a message for every error that is not a fault of ours."""
+    try:
+        yield
+    except Invalid as error:
+        raise WrongInput("\nError: ".join(_named(*item) for item in error.fields.items())) from None
+    except Conflict as error:
+        raise Failed(_with_both_sides(error)) from None
+    except KytecronError as error:
+        raise Failed(safe(error.message)) from None
+    except CommitUnknown as error:
+        text = "The database was lost while saving: look whether it was done before doing it again"
+        raise Failed(f"{text} ({safe(cause(error))})") from None
+    except Exception as error:
+        if not isinstance(error, SQLAlchemyError) and not is_outage(error):
+            raise
+        if isinstance(error, OSError):  # a file or a pipe, which is no matter of the database
+            raise
+        raise Failed(safe(trouble(error))) from error
 
 
 class Group(click.Group):
@@ -119,14 +146,6 @@ def _with_both_sides(error: Conflict) -> str:
         delta = diff.line_delta(error.details["theirs"], error.details["yours"])
         lines += ["  what is there (-) and yours (+):", *(f"  {safe(line)}" for line in delta.split("\n"))]
     return "\n".join(lines)
-
-
-def _database_problem(error: SQLAlchemyError) -> str:
-    try:
-        behind = schema.behind(installation().engine)
-    except SQLAlchemyError:
-        behind = None
-    return behind or f"The database does not answer: {safe(cause(error))}"
 
 
 # -- printing ------------------------------------------------------------------------------------------------

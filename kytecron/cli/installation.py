@@ -38,6 +38,13 @@ class Installation:
 
         return db.make_sessions(self.engine)()
 
+    @cached_property
+    def schema_problem(self) -> str | None:
+        """Why the tables are not those of this version; None where they are."""
+        from ..store import schema
+
+        return schema.behind(self.engine)
+
     def close(self) -> None:
         """End the session and the connections; whoever asks again gets new ones."""
         if "session" in self.__dict__:
@@ -46,3 +53,4 @@ class Installation:
         if "engine" in self.__dict__:
             self.engine.dispose()
             del self.engine
+        self.__dict__.pop("schema_problem", None)

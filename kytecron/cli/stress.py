@@ -25,6 +25,7 @@ def stress(workers: int, duration: int, jobs: int | None, as_json: bool) -> None
     The workers are real ones on the configured database: they also take what else is due. The jobs are made for
     the purpose and deleted afterwards. The exit status is 1 if nothing ran, or anything twice or not at all.
     """
+    console.require_schema()
     report = stresses.run(
         console.settings(),
         workers=workers,

@@ -300,6 +300,7 @@ def doctor(fix: bool, as_json: bool) -> None:
 @json_option
 def prune(yes: bool, as_json: bool) -> None:
     """Remove what is older than the settings say, as workers do by themselves."""
+    console.require_schema()
     chosen = console.settings()
     console.confirm(
         f"Remove executions older than {chosen.retention_days} days or beyond {chosen.retention_per_job:,} of a job, "

@@ -63,6 +63,12 @@ class Forbidden(KytecronError):
     code = "forbidden"
 
 
+class Unavailable(KytecronError):
+    """Nothing can be done now, whatever is asked: the database's tables are not those of this version."""
+
+    code = "unavailable"
+
+
 class TooManyRequests(KytecronError):
     """A throttle said no; `retry_after` is in seconds."""
 

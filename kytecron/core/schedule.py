@@ -41,6 +41,8 @@ MAX_CATCH_UP = 100
 """How many slots `run_all` runs, and how many skipped slots get a record of their own."""
 
 TZDATA_VERSION: str = tzdata.IANA_VERSION
+OFFSETS_MATTER = ("cron", "daily", "weekly", "monthly")
+"""The schedule types whose slots depend on a time zone, and so on the version of tzdata."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_INTERVAL_SECONDS = 3650 * 86_400
 
@@ -53,6 +55,15 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 # --- Time zones ---------------------------------------------------------------------------------------------
+
+
+def tzdata_order(version: str) -> tuple[int, int]:
+    """What a version of tzdata is compared by: `2026f` and the package's `2026.6` are the same; unknown is oldest."""
+    found = re.match(r"(\d{4})(?:([a-z])|\.(\d+))", version.strip().lower())
+    if found is None:
+        return (0, 0)
+    year, letter, number = found.groups()
+    return (int(year), ord(letter) - ord("a") + 1 if letter else int(number))
 
 
 @lru_cache(maxsize=1)

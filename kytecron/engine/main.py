@@ -8,23 +8,33 @@ import logging
 import os
 import sys
 import time
-
-from sqlalchemy.exc import SQLAlchemyError
+from typing import NamedTuple
 
 from ..config import Settings, unknown_variables
 from ..core.errors import Invalid
-from ..logs import configure_logging
+from ..logs import always_log, configure_logging
 from ..store import db, schema
 from .child import hide_memory
+from .telling import Rarely
 from .worker import CronWorker
 
 log = logging.getLogger(__name__)
 
 WAIT_FOR_DATABASE_SECONDS = 60
+NO_DATABASE, OTHER_SCHEMA = 1, 3
+
+
+class _Problem(NamedTuple):
+    text: str
+    status: int
 
 
 def main(arguments: list[str] | None = None, prog: str = "worker.py") -> int:
-    """Run a worker until it is told to stop. Exit status: 0 after a clean stop, 2 for bad settings."""
+    """Run a worker until it is told to stop, or the database's tables are another version's.
+
+    Exit status: 0 after a clean stop, 1 without a database, 2 for bad settings, 3 for tables of another version: each
+    but the first is worth another try, with the code that is there then.
+    """
     options = _parser(prog).parse_args(arguments)
     given = {
         "concurrency": options.concurrency,
@@ -41,14 +51,18 @@ def main(arguments: list[str] | None = None, prog: str = "worker.py") -> int:
         # Of all that this process knows, its jobs, which run as the same user, are to know nothing.
         hide_memory(True)
         if problem := _wait_for_schema(settings):
-            print(problem, file=sys.stderr)
-            return 2
+            print(problem.text, file=sys.stderr)
+            return problem.status
         worker = CronWorker(settings, drain=options.drain)
+        always_log(worker=worker.worker_id)
     except Invalid as error:
         print("\n".join(error.fields.values()), file=sys.stderr)
         return 2
     worker.run()
     print(json.dumps(worker.statistics.as_dict()), flush=True)
+    if worker.left_because:
+        print(worker.left_because, file=sys.stderr)
+        return OTHER_SCHEMA
     return 0
 
 
@@ -68,18 +82,23 @@ def _parser(prog: str = "worker.py") -> argparse.ArgumentParser:
     return parser
 
 
-def _wait_for_schema(settings: Settings) -> str | None:
+def _wait_for_schema(settings: Settings) -> _Problem | None:
     """None once the database answers and has this version's tables; else what is wrong."""
-    engine = db.make_engine(settings)
-    deadline = time.monotonic() + WAIT_FOR_DATABASE_SECONDS
+    engine, told, begun = db.make_engine(settings), Rarely(), time.monotonic()
     try:
         while True:
             try:
-                return schema.behind(engine)
-            except SQLAlchemyError as error:
-                if time.monotonic() > deadline:
-                    return f"The database cannot be reached: {db.cause(error)}"
-                log.warning("waiting for the database: %s", db.cause(error))
+                problem = schema.behind(engine)
+            except Exception as error:
+                now = time.monotonic()
+                if not db.is_outage(error) or db.says_no(error) or now > begun + WAIT_FOR_DATABASE_SECONDS:
+                    return _Problem(f"{db.trouble(error)} ({db.shown(engine.url)})", NO_DATABASE)
+                if told.due("", now) is not None:
+                    log.warning("waiting for the database: %s", db.cause(error))
                 time.sleep(1)
+            else:
+                if told:
+                    log.info("the database answers after %.1f s", time.monotonic() - begun)
+                return _Problem(problem, OTHER_SCHEMA) if problem else None
     finally:
         engine.dispose()

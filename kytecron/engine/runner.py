@@ -290,7 +290,8 @@ class Runner:
             handler(subject, mask)
         except Exception:
             # One strange run must not end the supervision of the others, nor keep this thread busy for ever.
-            log.exception("supervising a run failed")
+            about = {"execution": subject.id} if isinstance(subject, Run) else {}
+            log.exception("supervising a run failed", extra=about)
             if isinstance(subject, Run) and not subject.closed:
                 subject.control_ended = subject.output_ended = True
                 self._listen(subject)
@@ -423,7 +424,7 @@ class Runner:
         try:
             outcome = self._outcome(run, ending)
         except Exception:
-            log.exception("the end of run %s could not be read", run.id)
+            log.exception("the end of the run could not be read", extra={"execution": run.id})
             outcome = Outcome(Status.FAILED, error="how the run ended could not be read")
         del self._runs[run.id]
         self._listen(run, closing=True)

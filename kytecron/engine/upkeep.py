@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from sqlalchemy.engine import Engine
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Engine
 from ..config import Settings
 from ..services import notify, retention
 from ..store import db
+from .telling import Rarely
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Upkeep:
 
     def _repeat(self, step: Callable[[], bool], pause: float, called: threading.Event) -> None:
         """`step` again and again, `pause` apart or when `called`."""
-        wait, failed = min(pause, FIRST_PAUSE_SECONDS), 0.0
+        wait, failed, told = min(pause, FIRST_PAUSE_SECONDS), 0.0, Rarely()
         while not self._stopping.wait(failed):
             called.wait(wait)
             if self._stopping.is_set():
@@ -68,8 +70,14 @@ class Upkeep:
             called.clear()
             try:
                 wait, failed = 0 if step() else pause, 0.0
+                told.over(step.__name__, time.monotonic())
             except Exception as error:  # the database may be away, a row may be bad: try again later
-                log.warning("upkeep: %s", error)
+                # That the database is away is told by the loop, once.
+                if (
+                    not db.is_outage(error)
+                    and (added := told.due(step.__name__, time.monotonic())) is not None
+                ):
+                    log.warning("upkeep (%s): %s%s", step.__name__, db.cause(error), added)
                 wait, failed = 0, min(60, max(PAUSE_SECONDS, failed * 2))
 
     def deliver(self) -> bool:

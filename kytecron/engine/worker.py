@@ -27,19 +27,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..core.errors import Invalid, KytecronError, NotFound, Unreadable
+from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, tzdata_order
 from ..core.states import UNSUCCESSFUL, Outcome, Status
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
-from ..store import db
+from ..store import db, schema
 from .child import boot_time
 from .runner import Call, Ended, Progressed, Runner, RunRequest, Started
 from .statistics import Statistics
+from .telling import Rarely
 from .upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ MOST_UNWRITTEN = 2
 MOST_PIECES = 16
 """Pieces of one run's output that are stored at once."""
 CODE_CACHE_BYTES = 16_000_000
+OUTAGE = "outage"
+"""What the time without a database is told under, whatever was tried."""
 
 
 @dataclass(slots=True)
@@ -150,6 +152,16 @@ class CronWorker:
         self._given_up: set[int] = set()
         """Runs stopped here whose rows may still name this worker: they never start a second time."""
         self._outage_since: float | None = None
+        self._told = Rarely()
+        self.left_because: str | None = None
+        """Why it ends although nobody told it to: the database's tables are another version's now."""
+        self._newer_tzdata = ""
+        """What a living worker has that plans slots by newer time zones than this one knows: this one plans none."""
+        self._plan_from = 0.0
+        """On the monotonic clock: until then others may still plan by older time zones."""
+        self._replan_after: int | None = None
+        """The job up to which next slots were compared with this worker's time zones; None: that is done."""
+        self._compared_tzdata = False
         self._failures = 0
         self._judge_after = time.monotonic() + settings.renew_seconds
         """Until then the others may not have had time to renew: this worker, or all, had no database."""
@@ -198,7 +210,7 @@ class CronWorker:
         return (
             f"concurrency {shown.concurrency}, poll {shown.poll_interval:g} s, lease {shown.lease_seconds:g} s, "
             f"renewal {shown.renew_seconds:g} s, tags {','.join(sorted(shown.tags)) or 'none'}, "
-            f"database {self.engine.url.render_as_string(hide_password=True)}"
+            f"database {db.shown(self.engine.url)}"
         )
 
     def close(self) -> None:
@@ -281,7 +293,7 @@ class CronWorker:
         execution_id = held.run.claim.execution_id
         if outcome.status is Status.LOST and not outcome.interrupted:
             # The lease ran out here: the row belongs to whoever judges it, this worker writes nothing.
-            log.warning("execution %s: %s", execution_id, outcome.error)
+            log.warning("%s", outcome.error, extra=_keys(held.run))
             self.statistics.leases_expired += 1
             self._given_up.add(execution_id)
             del self._runs[execution_id]
@@ -302,7 +314,7 @@ class CronWorker:
             problem = "the database was lost while saving: it is not known whether it was done"
         except Exception as error:  # a job asks for what it likes, and the worker outlives the answer
             self._note_failure("answer a job's call", error)
-            problem = "the database cannot be reached" if _is_outage(error) else db.cause(error)
+            problem = "the database cannot be reached" if db.is_outage(error) else db.cause(error)
         self.runner.reply(call.execution_id, call.call_id, result=result, error=problem)
 
     # -- ending runs -----------------------------------------------------------------------------------------
@@ -319,7 +331,7 @@ class CronWorker:
         if attempt.failed is None:
             return True
         self._timers.settle = time.monotonic() + SETTLE_PAUSE_SECONDS
-        if not _is_outage(attempt.failed):
+        if not db.is_outage(attempt.failed):
             self._settle_one_by_one(batch)
         return False
 
@@ -327,12 +339,12 @@ class CronWorker:
         """One result that cannot be written must not keep the others from being written."""
         for ending in batch:
             held, outcome = ending
-            with self._database(f"settle execution {held.run.claim.execution_id}") as attempt:
+            with self._database("settle one result") as attempt:
                 self._bring([ending])
             if attempt.failed is None:
                 continue
             self._ended.remove(ending)  # to the end of the queue
-            if _is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
+            if db.is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
                 self._ended.append(ending)
                 return  # this took its time, and leases are to be renewed
             held.pieces.clear()  # it may have been these
@@ -384,7 +396,8 @@ class CronWorker:
         if execution_id not in still:
             if any(held.run.claim.execution_id == execution_id for held, _ in self._ended):
                 return  # it has ended: whether its result still counts is for the fence to say
-            log.warning("execution %s is no longer held by this worker: its process is killed", execution_id)
+            text = "the run is no longer held by this worker: its process is killed"
+            log.warning(text, extra=_keys(self._runs[execution_id].run))
             self.statistics.leases_expired += 1
             self._drop(execution_id)
             return
@@ -447,7 +460,9 @@ class CronWorker:
                 self._slot_in = self._slot_late = 0  # served first: the look that tells what is next can wait
             elif self._must_look():
                 self._look()
-            if self._slot_in == 0 and self._stopping_since is None:
+            if self._slot_in == 0 and not self._plans():
+                self._slot_in = math.inf  # others do
+            elif self._slot_in == 0:
                 enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
                 if not enqueued:
                     self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
@@ -456,6 +471,15 @@ class CronWorker:
             if (enqueued or self._backlog) and self._takes_work():
                 started = self._take()
         return not attempt.failed and bool(enqueued or started)
+
+    def _plans(self) -> bool:
+        """Whether it is for this worker to turn slots into runs."""
+        return (
+            self._stopping_since is None
+            and not self._newer_tzdata
+            and self._replan_after is None
+            and time.monotonic() >= self._plan_from
+        )
 
     def _look(self) -> None:
         before, wall = time.monotonic(), datetime.now(UTC)
@@ -696,6 +720,8 @@ class CronWorker:
         if now < self._timers.patrol:
             return
         self._timers.patrol = now + PATROL_SECONDS
+        with self._database("look at the schema"):
+            self._leave_if_outdated()
         with self._database("patrol"):
             found = self._onlooker.ask(lifecycle.irregularities)
             others = found.holders.keys() - {self.worker_id}
@@ -703,6 +729,7 @@ class CronWorker:
             if now >= self._timers.crew:
                 self._timers.crew = now + CREW_SECONDS
                 self._crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
+                self._compare_tzdata()
             self.session.rollback()
             if found.holders.get(self.worker_id, 0) > len(self._runs):
                 self._claim_unknown = True  # a COMMIT that was given up for lost has arrived late
@@ -712,32 +739,74 @@ class CronWorker:
                 self.statistics.leases_expired += len(reaped)
             if found.held:
                 lifecycle.release_waiting(self.session)
-            if found.unplanned:
+            if self._replan_after is not None and now >= self._plan_from:
+                self._replan()
+            if found.unplanned and self._plans():
                 lifecycle.adopt(self.session)
             if found.unsent:
                 self.upkeep.send()
+
+    def _leave_if_outdated(self) -> None:
+        """Stop once the database's tables are another version's."""
+        if self.left_because is None and (moved := self._onlooker.ask(schema.has_moved_on)):
+            self.left_because = f"{moved}. The worker stops; start the version that fits"
+            log.warning("%s", self.left_because)
+            if self._stopping_since is None:
+                self._begin_to_stop()
+
+    def _compare_tzdata(self) -> None:
+        """Plan nothing beside a worker with newer time zones; after workers with older ones, plan anew."""
+        found = registry.tzdata_elsewhere(self.session, self.settings, self.worker_id)
+        newer = found.newest if tzdata_order(found.newest) > tzdata_order(TZDATA_VERSION) else ""
+        if newer and newer != self._newer_tzdata:
+            log.warning(
+                "another worker has tzdata %s, this one %s: it plans no slots, and runs what others plan. "
+                "Install the same requirements.txt everywhere",
+                *(newer, TZDATA_VERSION),
+            )
+        elif self._newer_tzdata and not newer:
+            log.info("no living worker has newer time zones any more: this one plans slots again")
+        self._newer_tzdata = newer
+        if not self._compared_tzdata:
+            self._compared_tzdata = True
+            if found.new_here and not newer:
+                self._replan_after = 0
+                # The others notice that they have become the older ones.
+                self._plan_from = time.monotonic() + 2 * CREW_SECONDS if found.older else 0.0
+
+    def _replan(self) -> None:
+        """Compare some jobs' next slots with what they are by this worker's time zones."""
+        assert self._replan_after is not None
+        changed, self._replan_after = lifecycle.replan(self.session, self._replan_after, types=OFFSETS_MATTER)
+        if changed:
+            log.info("tzdata %s is new here: %d jobs have other next slots now", TZDATA_VERSION, changed)
+        if self._replan_after is not None:
+            self._timers.patrol = 0  # there is more
 
     # -- shutdown --------------------------------------------------------------------------------------------
 
     def _watch_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
+        signal.signal(signal.SIGTERM, lambda *_: self.stop())
+        # A shell's background process is not meant by Ctrl-C: it was started with SIGINT ignored.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: self.stop())
 
     def _follow_shutdown(self) -> None:
         """Move on from running to draining to stopping, as signals and time demand."""
         if self._stop_signals and self._stopping_since is None:
-            self._stopping_since = time.monotonic()
-            self._timers.report = 0
-            log.info(
-                "stopping: %d running jobs have %g s to end", len(self._runs), self.settings.grace_seconds
-            )
+            self._begin_to_stop()
         if self._stopping_since is None or not self._runs:
             return
         if self._stop_signals > 1:
             self._interrupt(grace_seconds=0)
         elif time.monotonic() - self._stopping_since > self.settings.grace_seconds:
             self._interrupt(grace_seconds=None)
+
+    def _begin_to_stop(self) -> None:
+        self._stopping_since = time.monotonic()
+        self._timers.report = 0
+        log.info("stopping: %d running jobs have %g s to end", len(self._runs), self.settings.grace_seconds)
 
     def _interrupt(self, grace_seconds: float | None) -> None:
         """Stop what runs; its rows are given back at once."""
@@ -765,31 +834,39 @@ class CronWorker:
             self._note_failure(what, error)
         else:
             self._failures = 0
+            if self._told:
+                self._told.over(what, time.monotonic())
 
     def _note_failure(self, what: str, error: Exception) -> None:
         self._failures += 1
-        try:
-            self.session.rollback()
-        except SQLAlchemyError:
-            self.session.close()
-        if _is_outage(error):
+        db.give_up(self.session)
+        now = time.monotonic()
+        if self._outage_since is not None or db.is_outage(error):
             if self._outage_since is None:
-                self._outage_since = time.monotonic()
-                log.warning("the database is not available (%s): %s", what, db.cause(error))
+                self._outage_since = now
+            what, line = OUTAGE, "the database is not available: %s%s"
         elif db.is_row_conflict(error):
-            log.warning("%s has to wait: %s", what, db.cause(error))
+            line = f"{what} has to wait: %s%s"
         else:
-            log.error("%s failed: %s", what, db.cause(error), exc_info=error)
+            line = f"{what} failed: %s%s"
+        added = self._told.due(what, now)
+        if added is None:
+            return
+        level = logging.ERROR if line.startswith(f"{what} failed") else logging.WARNING
+        log.log(level, line, db.cause(error), added, exc_info=error if level == logging.ERROR else None)
 
     def _probe(self) -> bool:
         """Whether the database is back, and takes writes: it may be read-only, full or locked."""
         try:
             self._say_alive()
         except Exception as error:
-            self._note_failure("probe", error)
-            return False
+            if not db.is_missing(error):
+                self._note_failure("probe", error)
+                return False
+            db.give_up(self.session)  # it answers, and has other tables: the patrol looks at them
         assert self._outage_since is not None
         now = time.monotonic()
+        self._told.over(OUTAGE, now)
         log.info("the database answers again after %.1f s", now - self._outage_since)
         self._judge_after = now + self.settings.renew_seconds
         self._outage_since = None
@@ -836,20 +913,14 @@ class _CodeCache:
         return self._codes[digest]
 
 
-def _is_outage(error: Exception) -> bool:
-    """Whether the database is away, rather than one statement wrong."""
-    if isinstance(error, (db.CommitUnknown, OSError, PoolTimeout)):
-        return True
-    if db.is_row_conflict(error):
-        return False
-    return isinstance(error, (OperationalError, InterfaceError)) or (
-        isinstance(error, DBAPIError) and error.connection_invalidated
-    )
-
-
 def _tell(run: ClaimedRun, outcome: Outcome) -> None:
     error = " ".join((outcome.error or "").split())[:300]
-    log.warning("execution %d of %r: %s: %s", run.claim.execution_id, run.job_name, outcome.status, error)
+    log.warning("%r %s: %s", run.job_name, outcome.status, error, extra=_keys(run))
+
+
+def _keys(run: ClaimedRun) -> dict[str, int]:
+    """What a line of the log about a run carries."""
+    return {"execution": run.claim.execution_id, "job": run.claim.job_id}
 
 
 def _unstorable(outcome: Outcome, error: Exception) -> Outcome:

@@ -22,7 +22,7 @@ from ..core.schedule import TZDATA_VERSION
 from ..store import db, figures, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle
+from . import lifecycle, upgrading
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -53,7 +53,7 @@ def examine(engine: Engine, settings: Settings, actor: Actor, *, fix: bool = Fal
     """
     found = [*_variables(), _database(engine)]
     if found[-1].verdict != "problem":
-        found += _migrations(engine, fix)
+        found += _migrations(engine, settings, fix)
     if all(one.verdict != "problem" for one in found):
         with db.make_sessions(engine)() as session:
             for check in _checks(session, settings, actor, fix):
@@ -94,11 +94,13 @@ def _database(engine: Engine) -> Finding:
             if connection.dialect.name == "sqlite":
                 return _sqlite(connection)
             return _server(connection)
-    except SQLAlchemyError as error:
+    except Exception as error:
+        if not (isinstance(error, SQLAlchemyError) or db.is_outage(error)):
+            raise
         return Finding(
             "database",
             "problem",
-            f"{engine.url.render_as_string(hide_password=True)} does not answer: {db.cause(error)}",
+            f"{db.trouble(error)} ({db.shown(engine.url)})",
             "Check KYTECRON_DATABASE_URL, and whether the server runs and lets this machine in",
         )
 
@@ -144,14 +146,14 @@ def _server(connection: sa.Connection) -> Finding:
     return Finding("database", "ok", place)
 
 
-def _migrations(engine: Engine, fix: bool) -> Iterator[Finding]:
+def _migrations(engine: Engine, settings: Settings, fix: bool) -> Iterator[Finding]:
     problem = schema.behind(engine)
     if problem is None:
         yield Finding("migrations", "ok", "The tables are those of this version")
         return
     if fix:
         try:
-            schema.upgrade(engine)
+            upgrading.upgrade(engine, settings)
             yield Finding("migrations", "fixed", "The database was brought to the newest migration")
             return
         except Conflict as error:

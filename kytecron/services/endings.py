@@ -74,7 +74,7 @@ def end(
         if isinstance(decision, retry.RetryAt):
             retries[row.id] = decision.when
             if decision.note:
-                log.warning("job %s: %s", row.cron_job, decision.note)
+                log.warning("%s", decision.note, extra={"job": row.cron_job, "execution": row.id})
         tally.add(row, outcome, decision, now)
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
     again = claims.read_runs(session, retries.keys())
@@ -265,7 +265,9 @@ class _Tally:
 
     def _give_up(self, reason: str, now: datetime) -> None:
         self.dead_letter = reason
-        log.warning("job %s goes to the dead letter queue: %s", self.job.id, " ".join(reason.split()))
+        log.warning(
+            "moved to the dead letter queue: %s", " ".join(reason.split()), extra={"job": self.job.id}
+        )
         self.values |= {
             "enabled": False,
             "disabled_reason": "in the dead letter queue",

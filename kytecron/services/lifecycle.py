@@ -103,7 +103,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
         try:
             made, following, changes = _enqueue_job(around, job, now)
         except Exception as error:  # bad rows never stop the worker
-            log.warning("job %s cannot be scheduled: %s", job.id, error)
+            log.warning("the job cannot be scheduled: %s", error, extra={"job": job.id})
             _disable(session, job, f"cannot be scheduled: {error}")
             continue
         rows += made
@@ -174,6 +174,35 @@ def adopt(session: Session, limit: int = 100) -> int:
             continue
         claims.update_job(session, job.id, {**values, "next_run_time": following})
     return adopted
+
+
+class Replanned(NamedTuple):
+    """What came of a look at some jobs' next slots."""
+
+    changed: int
+    last: int | None
+    """The last job that was looked at; None at the end."""
+
+
+@transactional
+def replan(session: Session, after: int = 0, limit: int = 500, types: Collection[str] = ()) -> Replanned:
+    """Give the next `limit` jobs after the id `after` the slots that their schedules name, where they have others.
+
+    `types` are the schedule types that are looked at; all where none is given. Slots that are due stay.
+    """
+    ids = claims.planned_jobs(session, after, limit)
+    jobs, now, changed = claims.lock_jobs(session, ids), db.now(session), 0
+    for job in jobs.values():
+        if not job.enabled or (types and job.schedule_type not in types):
+            continue
+        try:
+            wanted = slots.ought_to_be(job, now)
+        except Invalid:
+            continue  # whoever comes to its slot disables it, and says why
+        if wanted is not None:
+            changed += claims.update_job(session, job.id, {"next_run_time": wanted})
+            log.info("the next slot is %s, not %s", wanted, job.next_run_time, extra={"job": job.id})
+    return Replanned(changed, ids[-1] if len(ids) == limit else None)
 
 
 def _disable(session: Session, job: Any, reason: str) -> None:

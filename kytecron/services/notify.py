@@ -330,6 +330,11 @@ def _send(settings: Settings, channel: str, target: str, payload: str) -> _Resul
 
 
 @transactional
+def _about(letter: Any) -> dict[str, Any]:
+    """What a line of the log about a message carries."""
+    return {"message": letter.id, "job": letter.cron_job, "execution": letter.execution}
+
+
 def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) -> None:
     now = db.now(session)
     values: dict[str, Any] = {"locked_by": None}
@@ -337,11 +342,12 @@ def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) ->
         values |= {"status": "sent", "sent_at": now, "due_time": now, "last_error": result[:500] or None}
     elif result.permanent or letter.attempts >= MAX_TRIES:
         values |= {"status": "dead", "due_time": now, "last_error": str(result)[:500]}
-        log.error("message %d by %s given up: %s", letter.id, letter.channel, result)
+        log.error("message %d by %s given up: %s", letter.id, letter.channel, result, extra=_about(letter))
     else:
         wait = max(_backoff(letter.attempts), timedelta(seconds=result.retry_after))
         values |= {"status": "pending", "due_time": now + wait, "last_error": str(result)[:500]}
-        log.warning("message %d by %s not sent, next try in %s: %s", letter.id, letter.channel, wait, result)
+        text = "message %d by %s not sent, next try in %s: %s"
+        log.warning(text, letter.id, letter.channel, wait, result, extra=_about(letter))
         _hold_back(session, letter, now, max(CHANNEL_PAUSE, timedelta(seconds=result.retry_after)))
     session.execute(
         sa.update(CronOutbox)

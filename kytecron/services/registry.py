@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from .. import VERSION
 from ..config import Settings
-from ..core.schedule import TZDATA_VERSION
+from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronWorkerRecord
+
+WORKER: Any = CronWorkerRecord.__table__
+HEARD_SECONDS = 60.0
+"""A worker that reported within this time may be alive, however short this process's own lease is."""
+_IDENTITY = tuple(WORKER.c[name] for name in ("worker_id", "host", "boot_id", "pid", "process_started"))
+"""What tells one process from another: columns that every version of the table has."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2 ** 64 by the golden ratio: its multiples, whatever the step between them, spread evenly over 2 ** 64."""
@@ -118,6 +124,47 @@ def crew(session: Session, settings: Settings) -> list[str]:
     return sorted(session.scalars(query))
 
 
+def newest_tzdata_alive(session: Session, settings: Settings, but: str = "") -> str:
+    """The newest tzdata of the living workers that plan slots, `but` left out; empty where there is none."""
+    since = db.now(session) - timedelta(seconds=settings.lease_seconds)
+    query = sa.select(WORKER.c.tzdata).where(
+        WORKER.c.last_seen_at >= since,
+        WORKER.c.stopped_at.is_(None),
+        WORKER.c.draining.is_(False),
+        WORKER.c.worker_id != but,
+    )
+    return max(session.scalars(query), key=tzdata_order, default="")
+
+
+class Tzdata(NamedTuple):
+    """What other workers, living and past, have."""
+
+    newest: str
+    """Of those alive."""
+    older: bool
+    """A living one has an older one than this process."""
+    new_here: bool
+    """Nobody but older ones has planned slots so far."""
+
+
+def tzdata_elsewhere(session: Session, settings: Settings, worker_id: str) -> Tzdata:
+    """What a worker has to know of the others before it plans slots."""
+    now = db.now(session)
+    rows = session.execute(
+        sa.select(WORKER.c.tzdata, WORKER.c.last_seen_at, WORKER.c.stopped_at, WORKER.c.draining).where(
+            WORKER.c.worker_id != worker_id
+        )
+    ).all()
+    since = now - timedelta(seconds=settings.lease_seconds)
+    alive = [row for row in rows if row.last_seen_at >= since and row.stopped_at is None and not row.draining]
+    here = tzdata_order(TZDATA_VERSION)
+    return Tzdata(
+        newest=max((row.tzdata for row in alive), key=tzdata_order, default=""),
+        older=any(tzdata_order(row.tzdata) < here for row in alive),
+        new_here=bool(rows) and all(tzdata_order(row.tzdata) < here for row in rows),
+    )
+
+
 def place(crew: Sequence[str], worker_id: str, moment: datetime) -> int:
     """A worker's place in the order in which `crew` comes to what is due at `moment`; the first is 0.
 
@@ -139,18 +186,37 @@ def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
     """
     if not worker_ids:
         return set()
+    rows = session.execute(sa.select(*_IDENTITY).where(WORKER.c.worker_id.in_(list(worker_ids))))
+    return _gone(rows.all())
+
+
+def _gone(rows: Sequence[Any]) -> set[str]:
     here = this_process()
-    records = session.scalars(
-        sa.select(CronWorkerRecord).where(
-            CronWorkerRecord.worker_id.in_(list(worker_ids)),
-            CronWorkerRecord.host == here.host,
-            CronWorkerRecord.boot_id == here.boot_id,
-        )
-    )
     if not here.boot_id or not _sees_every_process():
         return set()
-    ended = {record.worker_id for record in records if _start_time(record.pid) != record.process_started}
+    ended = {
+        row.worker_id
+        for row in rows
+        if (row.host, row.boot_id) == (here.host, here.boot_id)
+        and _start_time(row.pid) != row.process_started
+    }
     return ended - _named_in_command_lines(ended) if ended else ended
+
+
+def still_alive(connection: sa.Connection, settings: Settings) -> Sequence[Any]:
+    """Workers that have reported lately and are not known to be gone, by name, on a schema of whatever version.
+
+    Rows with worker_id, version, host, pid and last_seen_at. None where there is no such table yet.
+    """
+    if not sa.inspect(connection).has_table(WORKER.name):
+        return []
+    since = db.now(connection) - timedelta(seconds=max(settings.lease_seconds, HEARD_SECONDS))
+    query = sa.select(*_IDENTITY, WORKER.c.version, WORKER.c.last_seen_at).where(
+        WORKER.c.stopped_at.is_(None), WORKER.c.last_seen_at >= since
+    )
+    rows = connection.execute(query.order_by(WORKER.c.worker_id)).all()
+    gone = _gone(rows)
+    return [row for row in rows if row.worker_id not in gone]
 
 
 def _sees_every_process() -> bool:

@@ -84,6 +84,21 @@ def first_slot(job: Any, now: datetime, anchor: datetime | None = None) -> datet
     return plan(job, now - timedelta(microseconds=1), anchor)
 
 
+def ought_to_be(job: Any, now: datetime) -> datetime | None:
+    """The next slot of a job where the one in its row is yet to come and is not the one that its schedule names.
+
+    None where it is right, is due, or cannot be told. A slot too far away comes of a clock that was set back, of other
+    time zone data, or of a row written by hand. Raises Invalid.
+    """
+    if job.next_run_time is None or job.next_run_time <= now or job.schedule_type == "manual":
+        return None
+    if counts_from_completion(job):
+        latest = plan_after_completion(job, now)
+        return latest if latest is not None and latest < job.next_run_time else None
+    wanted = plan(job, now)
+    return wanted if wanted != job.next_run_time else None
+
+
 def due(job: Any, now: datetime) -> DueSlots:
     """The slots of a job that have come since its next_run_time, that one included. Raises Invalid."""
     # Where the next slot comes of the run's end there is never more than one to be missed.

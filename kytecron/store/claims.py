@@ -193,6 +193,12 @@ def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:
     return session.execute(query).all()
 
 
+def planned_jobs(session: Session, after: int, limit: int) -> list[int]:
+    """Ids of enabled jobs that have a next slot, from the id `after` on."""
+    query = sa.select(JOB.c.id).where(ENABLED, JOB.c.next_run_time.is_not(None), JOB.c.id > after)
+    return list(session.scalars(query.order_by(JOB.c.id).limit(limit)))
+
+
 # -- executions: coming into being ---------------------------------------------------------------------------
 
 

@@ -9,7 +9,8 @@ import math
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from ..config import Settings
@@ -53,8 +55,15 @@ CLOCKS = {
 }
 """How databases that have a clock of their own tell it: see `now`."""
 # Deadlock, lock wait timeout, record changed since read (innodb_snapshot_isolation).
-MYSQL_RETRYABLE = {1213, 1205, 1020}
-POSTGRES_RETRYABLE = {"40001", "40P01"}
+MYSQL_RETRYABLE: set[int | str | None] = {1213, 1205, 1020}
+POSTGRES_RETRYABLE: set[int | str | None] = {"40001", "40P01"}
+REFUSED: set[int | str | None] = {1044, 1045, 1698, "28000", "28P01"}
+"""What databases call a user or a password that they do not let in; the next, a database that is not there."""
+NO_DATABASE: set[int | str | None] = {1049, "3D000"}
+NO_ROOM: set[int | str | None] = {3, 1021, 1026, 1030, 1114, "53100"}
+NO_SUCH_TABLE: set[int | str | None] = {1146, "42P01"}
+NO_SUCH_COLUMN: set[int | str | None] = {1054, "42703"}
+DRIVERS = {"sqlite3", "pymysql", "psycopg"}
 
 
 class CommitUnknown(Exception):
@@ -165,7 +174,7 @@ def _ping_after_silence(dialect: Any, connection: Any, record: Any, _proxy: Any)
         return
     try:
         alive = dialect.do_ping(connection)
-    except dialect.dbapi.Error:
+    except (dialect.dbapi.Error, OSError):
         alive = False
     if not alive:
         raise sa.exc.DisconnectionError  # the pool makes a new one
@@ -219,10 +228,98 @@ def make_engine(
     return configure(sa.create_engine(url, **chosen))
 
 
-def cause(error: Exception) -> str:
+def shown(url: str | URL) -> str:
+    """A database's address as it may be shown: without its password, wherever that stands."""
+    parsed = make_url(url)
+    hidden = {key: "***" for key in parsed.query if "pass" in key or "secret" in key}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True).replace("%2A%2A%2A", "***")
+
+
+def patient(engine: Engine, statement_seconds: float, lock_seconds: float) -> Engine:
+    """Another engine on the same database whose statements may take long, and which waits so long for locks.
+
+    The same engine for a database in memory, which nobody else sees.
+    """
+    if engine.dialect.name == "sqlite" and not engine.url.database:
+        return engine
+    options = engine_options(engine.url, statement_seconds)
+    if engine.dialect.name == "sqlite":
+        options["connect_args"]["timeout"] = lock_seconds
+    elif engine.dialect.name in MYSQL_DIALECTS:
+        # Else a table that somebody reads for long would be waited for, and everybody else would wait behind that.
+        options["connect_args"]["init_command"] += f", lock_wait_timeout = {int(lock_seconds)}"
+    return configure(sa.create_engine(engine.url, **options))
+
+
+def cause(error: BaseException) -> str:
     """What the driver said, in one line: without the statement, its values and where to read more."""
     text = str(getattr(error, "orig", None) or error)
     return text.splitlines()[0][:300] if text else type(error).__name__
+
+
+def trouble(error: BaseException) -> str:
+    """A sentence for somebody who wanted the database and got `error`."""
+    said = cause(error)
+    if code_of(error) in REFUSED:
+        return f"The database refuses this user or password: {said}"
+    if code_of(error) in NO_DATABASE:
+        return f"The database does not exist: {said}. Create it, or check KYTECRON_DATABASE_URL"
+    if "file is not a database" in said:
+        return "The file is not an SQLite database. Check KYTECRON_DATABASE_URL"
+    return f"The database does not answer: {said}"
+
+
+def says_no(error: BaseException) -> bool:
+    """Whether the database is there and does not let this process in: waiting will not help."""
+    return code_of(error) in REFUSED | NO_DATABASE or "file is not a database" in cause(error)
+
+
+def code_of(error: BaseException) -> int | str | None:
+    """What the database calls an error: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
+    original = getattr(error, "orig", None) or error
+    if not _is_drivers(original):
+        return None
+    if original.args and isinstance(original.args[0], int):
+        return original.args[0]  # more exact than the SQLSTATE that PyMySQL has, too
+    state: str | None = getattr(original, "sqlstate", None)
+    return state
+
+
+def _is_drivers(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(error).__mro__)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database is away, or takes no writes, rather than one statement wrong.
+
+    The driver's own errors count as SQLAlchemy's do: what happens while a connection is opened, configured or ended
+    comes past it.
+    """
+    if isinstance(error, (CommitUnknown, OSError, PoolTimeout)):
+        return True
+    original = getattr(error, "orig", None) or error
+    if not _is_drivers(original) or is_row_conflict(error) or is_missing(error):
+        return False
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    named = type(original).__name__
+    return (
+        named in ("OperationalError", "InterfaceError")
+        or code_of(error) in NO_ROOM
+        or (
+            named == "InternalError" and "sequence" in cause(error)
+        )  # PyMySQL's word for a garbled connection
+    )
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether a table or a column is not there: the schema is another one than was expected."""
+    return code_of(error) in NO_SUCH_TABLE | NO_SUCH_COLUMN or "no such " in cause(error)
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """Whether a table is not there."""
+    return code_of(error) in NO_SUCH_TABLE or "no such table" in cause(error)
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
@@ -265,17 +362,39 @@ def _once(session: Session, work: Callable[[], T]) -> T:
         session.rollback()  # ends a reading transaction: turning it into a writing one is what fails
     session.info[WRITING] = True
     try:
-        session.info[CONNECTION] = session.connection(execution_options={WRITING: True})
+        with driver_errors_named(session.get_bind()):
+            session.info[CONNECTION] = session.connection(execution_options={WRITING: True})
         result = work()
         session.flush()
         _commit(session)
         return result
     except BaseException:
-        session.rollback()
+        give_up(session)
         raise
     finally:
         session.info.pop(WRITING, None)
         session.info.pop(CONNECTION, None)
+
+
+def give_up(session: Session) -> None:
+    """End a session's transaction, whatever state its connection is in."""
+    try:
+        session.rollback()
+    except Exception as error:  # the connection is gone, and what made us roll back is told by the caller
+        log.debug("the rollback failed: %s", cause(error))
+        session.invalidate()
+
+
+@contextmanager
+def driver_errors_named(bind: Engine | sa.Connection) -> Iterator[None]:
+    """Raise as SQLAlchemy's what the driver raises past it, as it does while a connection is opened or configured."""
+    dialect: Any = bind.dialect
+    try:
+        yield
+    except dialect.dbapi.Error as error:
+        raise DBAPIError.instance(
+            None, None, error, dialect.dbapi.Error, connection_invalidated=True, dialect=dialect
+        ) from error
 
 
 def connection(at: At) -> sa.Connection:
@@ -339,16 +458,21 @@ class Onlooker:
     def close(self) -> None:
         """End the connection; the next question opens another."""
         connection, self._connection = self._connection, None
-        if connection is not None:
+        if connection is None:
+            return
+        try:
             connection.invalidate()  # not for the pool: its next user would expect transactions
             connection.close()
+        except Exception as error:  # it is gone, which is all that was wanted
+            log.debug("a connection could not be closed: %s", cause(error))
 
     def _open(self) -> sa.Connection:
         if self._connection is None:
-            self._connection = self._engine.connect()
-            # SQLite's driver was told not to begin transactions of its own: see `_sqlite_connect`.
-            if self._engine.dialect.name != "sqlite":
-                self._connection.execution_options(isolation_level="AUTOCOMMIT")
+            with driver_errors_named(self._engine):
+                self._connection = self._engine.connect()
+                # SQLite's driver was told not to begin transactions of its own: see `_sqlite_connect`.
+                if self._engine.dialect.name != "sqlite":
+                    self._connection.execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
 
 
@@ -370,10 +494,7 @@ def _retryable(error: DBAPIError, waited: float) -> bool:
 
 def is_row_conflict(error: BaseException) -> bool:
     """Whether a deadlock or somebody's lock on a row stopped this transaction. The database itself is well."""
-    if not isinstance(error, DBAPIError) or error.orig is None:
-        return False
-    code = error.orig.args[0] if error.orig.args else None
-    return code in MYSQL_RETRYABLE or getattr(error.orig, "sqlstate", None) in POSTGRES_RETRYABLE
+    return code_of(error) in MYSQL_RETRYABLE | POSTGRES_RETRYABLE
 
 
 def now(at: At) -> datetime:

@@ -3,65 +3,155 @@
 from __future__ import annotations
 
 import fcntl
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from io import TextIOWrapper
 from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from ..config import PARTS
 from ..core.errors import Conflict
+from . import db
 from .db import MYSQL_DIALECTS
 
-LOCK_SECONDS = 60
+LOCK_SECONDS = 60.0
+"""How long a migration waits for writers, and for another migration."""
+STATEMENT_SECONDS = 6 * 3600.0
+"""One statement of a migration may take as long: an index on a big table."""
+LOOK_SECONDS = 1.0
+"""How long a look at the schema is believed: see `Watch`."""
+NAMED = 3
+UPGRADE = "Run: flask --app wsgi db upgrade"
 
 
-def upgrade(engine: Engine) -> None:
-    """Bring the database to the newest schema. Of several processes that call it at once one works, the rest wait.
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the database to a newer schema. Of several processes that call it at once one works, the rest wait.
 
-    Raises Conflict for a database that a newer version has migrated.
+    Raises Conflict for a database that a newer version has migrated or that is another program's, and where another
+    migration or a writer does not end.
     """
-    with engine.connect() as connection, one_at_a_time(connection):
+    with migrating(engine) as connection:
+        if problem := _not_ours(connection):
+            raise Conflict(problem)
         config = _config()
-        if (found := _revision(connection)) and not _is_known(found):
-            raise Conflict(_too_new(found))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
+        command.upgrade(config, revision)
 
 
 def behind(engine: Engine) -> str | None:
-    """Why the schema is not the one this programme needs, or None when it is."""
+    """Why the schema is not the one this programme needs, or None when it is. Raises what the database raises."""
     with engine.connect() as connection:
-        found = _revision(connection)
-    wanted = ScriptDirectory.from_config(_config()).get_current_head()
-    if found == wanted:
-        return None
-    if found and not _is_known(found):
-        return _too_new(found)
+        if revision(connection) == newest():
+            return None
+        if problem := _not_ours(connection):
+            return problem
+        found = revision(connection)
     state = "has no tables yet" if found is None else f"is at migration {found}"
-    return f"The database {state}; this version needs {wanted}. Run: flask --app wsgi db upgrade"
+    return f"The database {state}; this version needs {newest()}. {UPGRADE}"
 
 
-def _revision(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
+def has_moved_on(at: Connection) -> str | None:
+    """Why a process that began with this schema has to end: it is another one now. A single short statement."""
+    found = revision(at)
+    if found == newest():
+        return None
+    state = f"was brought to migration {found}" if found else "has lost its migrations"
+    return f"The database {state} while this version, which needs {newest()}, was running"
 
 
-def _is_known(revision: str) -> bool:
-    known = ScriptDirectory.from_config(_config()).walk_revisions()
-    return any(script.revision == revision for script in known)
+@lru_cache(maxsize=1)
+def newest() -> str:
+    """The migration that this version needs. Kept: the files may be replaced while the process runs."""
+    head = _scripts().get_current_head()
+    assert head is not None
+    return head
 
 
-def _too_new(revision: str) -> str:
-    return (
-        f"The database is at migration {revision}, which this version does not know: "
-        "a newer version of kytecron made it. Run that version, or restore a backup"
-    )
+def revision(connection: Connection) -> str | None:
+    """The migration that the database is at; None where none was made."""
+    try:
+        rows, _ = db.execute(connection, "SELECT version_num FROM alembic_version", ())
+    except DBAPIError as error:
+        if not db.is_missing_table(error):
+            raise
+        return None
+    return str(rows[0][0]) if rows else None
+
+
+def is_at(connection: Connection, wanted: str) -> bool:
+    """Whether the database is at a migration, or at the newest one: `head`."""
+    return revision(connection) == (newest() if wanted in ("head", "heads") else wanted)
+
+
+class Watch:
+    """Tells a process that goes on for long whether the schema is its own, without asking each time."""
+
+    def __init__(self, engine: Engine) -> None:
+        newest()
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._problem: str | None = None
+        self._believed_until = 0.0
+
+    def problem(self) -> str | None:
+        """Why the schema is not this programme's, as of a moment ago; what the database raises is not told here."""
+        if time.monotonic() < self._believed_until or not self._lock.acquire(blocking=False):
+            return self._problem  # somebody else is looking
+        try:
+            self._problem = behind(self._engine)
+        except Exception as error:
+            if not db.is_outage(error):
+                raise
+            self._problem = None  # whoever goes on meets the same error, and tells it
+        finally:
+            self._believed_until = time.monotonic() + LOOK_SECONDS
+            self._lock.release()
+        return self._problem
+
+
+def _not_ours(connection: Connection) -> str | None:
+    """Why this version can do nothing with the database, not even migrate it."""
+    found = revision(connection)
+    if found is not None and _is_known(found):
+        return None
+    tables = sorted(set(sa.inspect(connection).get_table_names()) - {"alembic_version"})
+    if "CronJob" not in {*tables} and tables:
+        named = ", ".join(tables[:NAMED]) + (" ..." if len(tables) > NAMED else "")
+        return f"The database is another program's: it has the tables {named}. Check KYTECRON_DATABASE_URL"
+    if found is not None:
+        return (
+            f"The database is at migration {found}, which this version does not know: "
+            "a newer version of kytecron made it. Run that version, or restore a backup"
+        )
+    if tables:
+        return (
+            "The database has tables of kytecron and no record of its migration: it is being migrated, "
+            "or a migration was cut short. Try again in a moment; if it stays so, restore a backup, "
+            "or empty the database if it is new"
+        )
+    return None
+
+
+def _is_known(found: str) -> bool:
+    return found in _known()
+
+
+@lru_cache(maxsize=1)
+def _known() -> frozenset[str]:
+    return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _config() -> Config:
@@ -69,20 +159,67 @@ def _config() -> Config:
 
 
 @contextmanager
-def one_at_a_time(connection: Connection) -> Iterator[None]:
+def migrating(engine: Engine) -> Iterator[Connection]:
+    """A connection for a migration: patient, alone, and on SQLite in one transaction that writes from its beginning.
+
+    Raises Conflict where another migration or a writer does not end.
+    """
+    patient = db.patient(engine, STATEMENT_SECONDS, LOCK_SECONDS)
+    try:
+        with patient.connect() as connection, _alone(connection):
+            try:
+                _begin(connection)
+            except DBAPIError as error:
+                if "database is locked" not in str(error.orig):
+                    raise
+                raise Conflict(
+                    f"Somebody has been writing to the database for {LOCK_SECONDS:g} s. "
+                    "Stop what writes there for so long, and try again"
+                ) from None
+            yield connection
+            connection.commit()
+    finally:
+        if patient is not engine:
+            patient.dispose()
+
+
+def _begin(connection: Connection) -> None:
+    """SQLite: as every write does, see `db._sqlite_begin`. The others commit each change of a table by themselves."""
+    if connection.dialect.name == "sqlite":
+        connection.execution_options(**{db.WRITING: True})
+        connection.begin()
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
     """Hold the lock of those that migrate this database; another one's end is waited for."""
     if connection.dialect.name in MYSQL_DIALECTS:
-        connection.execute(
-            sa.text("SELECT GET_LOCK('kytecron.migrate', :seconds)"), {"seconds": LOCK_SECONDS}
-        )
+        _lock_by_name(connection)
         try:
             yield
         finally:
-            connection.execute(sa.text("SELECT RELEASE_LOCK('kytecron.migrate')"))
+            if not connection.invalidated:
+                connection.exec_driver_sql("SELECT RELEASE_LOCK('kytecron.migrate')")
     elif connection.dialect.name == "sqlite" and connection.engine.url.database:
-        # Tables are made in several transactions, so the database's own lock is not enough.
-        with Path(connection.engine.url.database + ".migrate").open("w") as file:
+        # Whether a new file has its tables yet is asked before the database's own lock is taken.
+        with _open(Path(connection.engine.url.database + ".migrate")) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     else:
         yield
+
+
+def _open(path: Path) -> TextIOWrapper:
+    try:
+        return path.open("w")
+    except OSError as error:
+        raise Conflict(f"The database cannot be migrated: {path}: {error.strerror}") from None
+
+
+def _lock_by_name(connection: Connection) -> None:
+    got = connection.execute(
+        sa.text("SELECT GET_LOCK('kytecron.migrate', :seconds)"), {"seconds": LOCK_SECONDS}
+    ).scalar()
+    connection.commit()
+    if not got:
+        raise Conflict("Another process migrates this database, and does not end. Look for it, or try again")

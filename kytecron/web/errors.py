@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, make_response, render_template, request
+from flask import Flask, Response, make_response, render_template
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
@@ -16,9 +16,10 @@ from ..core.errors import (
     KytecronError,
     NotFound,
     TooManyRequests,
+    Unavailable,
 )
 from ..requestdb import db
-from ..store.db import CommitUnknown
+from ..store.db import CommitUnknown, cause, give_up, is_outage
 from . import access
 from .render import back, is_htmx, tell
 
@@ -30,6 +31,7 @@ STATUS: dict[type[KytecronError], int] = {
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
+    Unavailable: 503,
 }
 TITLES = {
     400: "The form is out of date",
@@ -68,7 +70,7 @@ def _on_purpose(error: KytecronError) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     if status == 500:
         log.error("%s: %s", error.code, error.message)
-    response = show(status, error.message)
+    response = show(status, error.message, "Not available" if isinstance(error, Unavailable) else "")
     if isinstance(error, TooManyRequests):
         response.headers["Retry-After"] = str(error.retry_after)
     return response
@@ -89,25 +91,28 @@ def _http(error: HTTPException) -> Response:
 
 
 def _unknown_outcome(error: CommitUnknown) -> Response:
-    log.error("%s %s: %s", request.method, request.path, error)
+    log.error("the database was lost while saving: %s", error)
     return show(503, "The database was lost while saving. Look whether it was done before doing it again.")
 
 
 def _database(error: OperationalError | InterfaceError) -> Response:
-    log.error("%s %s: database: %s", request.method, request.path, error.orig)
+    log.error("the database does not answer: %s", cause(error))
     return show(503)
 
 
 def _unexpected(error: Exception) -> Response:
-    log.exception("%s %s failed", request.method, request.path)
+    if is_outage(error) and not isinstance(error, OSError):
+        log.error("the database does not answer: %s", cause(error))
+        return show(503)
+    log.exception("the request failed")
     return show(500)
 
 
-def show(status: int, text: str = "") -> Response:
+def show(status: int, text: str = "", title: str = "") -> Response:
     """The answer for `status`; `text` says what is the matter in this case."""
-    db.session.rollback()
+    give_up(db.session())
     text = text or TEXTS.get(status, "")
-    title = TITLES.get(status, "This did not work")
+    title = title or TITLES.get(status, "This did not work")
     if is_htmx():
         # The page stays as it is. 400s say what to do; for the others the reason is what counts.
         return tell(Response(status=status), text or title, "error")

@@ -11,7 +11,7 @@ from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.services.lifecycle import Progress
 from kytecron.store.models import CronJob
-from tests.command_line import CODE, CommandLine
+from tests.command_line import CODE, CommandLine, without_database
 
 TESTER = Actor("tester")
 WORKER = "host:1:a"
@@ -84,7 +84,7 @@ def test_following_a_run_that_has_ended_ends_at_once_and_says_how(
     execution = end(rows, start(rows, job), output="hello\n")
     result = cli("executions log --follow", execution)
     assert result.stdout == "hello\n"
-    assert result.stderr == f"Execution {execution} completed after 1.23 s\n"
+    assert without_database(result.stderr) == f"Execution {execution} completed after 1.23 s\n"
 
 
 def test_a_pending_run_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(

@@ -20,7 +20,7 @@ from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store.models import CronJob
-from tests.command_line import CODE
+from tests.command_line import CODE, without_database
 from tests.workers import executions, make_job, wait_for_statuses, working
 
 TESTER = Actor("tester")
@@ -55,9 +55,9 @@ def start(sqlite_settings: Settings) -> Start:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    """Its exit status, and what it wrote to each stream."""
+    """Its exit status, and what it wrote to each stream, without the line that names the database."""
     out, error = process.communicate(timeout=PATIENCE)
-    return process.returncode, out, error
+    return process.returncode, out, without_database(error)
 
 
 def test_answers_go_to_one_stream_and_errors_to_the_other(start: Start, job: CronJob):
