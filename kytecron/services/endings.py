@@ -265,7 +265,9 @@ class _Tally:
 
     def _give_up(self, reason: str, now: datetime) -> None:
         self.dead_letter = reason
-        log.warning("moved to the dead letter queue: %s", " ".join(reason.split()), extra={"job": self.job.id})
+        log.warning(
+            "moved to the dead letter queue: %s", " ".join(reason.split()), extra={"job": self.job.id}
+        )
         self.values |= {
             "enabled": False,
             "disabled_reason": "in the dead letter queue",
