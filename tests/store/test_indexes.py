@@ -167,11 +167,9 @@ def test_the_runs_that_go_on_are_looked_up_without_walking_the_ledger(
     ]
     claims.insert_slots(session, rows)
     session.commit()
-    if counted:
+    if counted or _is_mariadb(session):  # MariaDB counts by itself, a moment later
         session.execute(sa.text("ANALYZE TABLE CronJobExecution" if _is_mariadb(session) else "ANALYZE"))
         session.commit()
-    elif _is_mariadb(session):
-        pytest.skip("MariaDB counts by itself, a moment later")
     walks = {name: lines for name, ask in WHAT_GOES_ON.items() if (lines := _walks(session, ask))}
     assert walks == {}
 
