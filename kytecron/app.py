@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gzip
 import logging
+import threading
+import time
 from functools import lru_cache
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from flask_migrate import Migrate
 from flask_wtf import CSRFProtect
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,12 +22,14 @@ from . import accesslog, api, cli, web
 from .config import PARTS, Settings
 from .core.errors import Unavailable
 from .requestdb import db
+from .services import probes
 from .store import db as database
 from .store import schema
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+WRITES_SECONDS = 0.5
 WITHOUT_DATABASE = {"healthz", "readyz", "static"}
 YEAR = 365 * 24 * 3600
 COMPRESSED = {"text/css", "text/javascript", "application/javascript", "image/svg+xml"}
@@ -57,6 +61,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Joining the slashes of //jobs is a redirect to an absolute address, made from the Host header.
     app.url_map.merge_slashes = False
     app.extensions["kytecron.settings"] = settings
+    app.extensions["kytecron.writes"] = _Writes()
     app.config.update(_configuration(settings))
     _connect_database(app, settings)
     if settings.trusted_proxies:
@@ -144,17 +149,38 @@ def _secure(response: Response) -> Response:
     return response
 
 
+class _Writes:
+    """What the last try to write came to: anybody may ask, and each try costs a write."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.problem = ""
+        self.until = 0.0
+
+
+def _unwritable() -> str:
+    last: _Writes = current_app.extensions["kytecron.writes"]
+    with last.lock:
+        if time.monotonic() >= last.until:
+            settings = current_app.extensions["kytecron.settings"]
+            last.problem = "; ".join(probes.unwritable(db.engine, settings))
+            last.until = time.monotonic() + WRITES_SECONDS
+        return last.problem
+
+
 def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
 
 
 def readyz() -> tuple[dict[str, str], int]:
-    """The database answers and its tables are those of this version."""
+    """The database answers, its tables are those of this version, and what is written to takes writes."""
     try:
-        problem = schema.behind(db.engine)
-    except SQLAlchemyError as error:
-        log.warning("not ready: %s", error)
+        problem = schema.behind(db.engine) or _unwritable()
+    except Exception as error:
+        if not isinstance(error, SQLAlchemyError) and not database.is_outage(error):
+            raise
+        log.warning("not ready: %s", database.cause(error))
         problem = "The database does not answer"
     if problem:
         return {"status": "unavailable", "reason": problem}, 503

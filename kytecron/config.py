@@ -45,6 +45,8 @@ MORE_THAN_NOTHING = (
     "retention_per_job",
     "retention_versions",
 )
+INSTALLED = Path("/etc/kytecron/kytecron.env")
+"""Where an installation keeps its settings, which systemd reads and a script has to be given."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
@@ -62,10 +64,13 @@ class Settings:
         "File of further settings; empty reads /etc/kytecron/kytecron.env, or else .env in the installation",
     )
     environment: str = _setting(
-        "development", "`production` refuses weak secret keys and sends cookies over TLS only"
+        "development",
+        "`production` wants a database address, refuses weak secret keys and sends cookies over TLS only",
     )
     database_url: str = _setting(
-        "", "SQLAlchemy URL; empty means SQLite in the instance directory", secret=True
+        "",
+        "SQLAlchemy URL; empty means SQLite in the instance directory, and is refused in production",
+        secret=True,
     )
     instance_path: Path = _setting(
         ROOT / "instance", "Directory of the SQLite file, the generated secret key and job scratch files"
@@ -153,6 +158,11 @@ class Settings:
             wrong["KYTECRON_LOG_LEVEL"] = f"KYTECRON_LOG_LEVEL must be one of {', '.join(LOG_LEVELS)}"
         if self.environment not in ("development", "production"):
             wrong["KYTECRON_ENVIRONMENT"] = "KYTECRON_ENVIRONMENT must be development or production"
+        if self.environment == "production" and not self.database_url.strip():
+            wrong["KYTECRON_DATABASE_URL"] = (
+                "KYTECRON_DATABASE_URL must be set in production, such as mysql+pymysql://user:password@host/database, "
+                "or sqlite:////var/lib/kytecron/kytecron.db for one machine"
+            )
         for name in MORE_THAN_NOTHING:
             if not getattr(self, name) > 0:
                 wrong[f"KYTECRON_{name.upper()}"] = f"KYTECRON_{name.upper()} must be more than 0"
@@ -187,6 +197,11 @@ class Settings:
         if problem:
             text = f"KYTECRON_INSTANCE_PATH={path} cannot be used: {problem}"
             raise Invalid({"KYTECRON_INSTANCE_PATH": text})
+
+    @property
+    def says_where(self) -> bool:
+        """Whether somebody has chosen the database, rather than left it to the default."""
+        return bool(self.database_url) or self.instance_path != ROOT / "instance"
 
     @property
     def tags(self) -> frozenset[str]:

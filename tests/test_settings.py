@@ -11,6 +11,7 @@ from kytecron import config
 from kytecron.config import ROOT, Settings, settings_file, unknown_variables
 from kytecron.core.errors import Invalid
 
+PRODUCTION = {"environment": "production", "database_url": "sqlite:////var/lib/kytecron/kytecron.db"}
 DOCUMENT = ROOT / "docs" / "settings.md"
 
 
@@ -56,7 +57,18 @@ def test_a_lease_shorter_than_two_renewals_is_refused() -> None:
 @pytest.mark.parametrize("key", ["", "short", "change-me"])
 def test_production_refuses_a_weak_secret_key(key: str) -> None:
     with pytest.raises(Invalid, match="at least 32 random characters"):
-        Settings.load({"environment": "production", "secret_key": key}).require_secret_key()
+        Settings.load(PRODUCTION | {"secret_key": key}).require_secret_key()
+
+
+def test_production_refuses_to_do_without_a_database_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KYTECRON_ENVIRONMENT", "production")
+    for address in (None, "", " "):
+        if address is not None:
+            monkeypatch.setenv("KYTECRON_DATABASE_URL", address)
+        with pytest.raises(Invalid, match="KYTECRON_DATABASE_URL must be set in production"):
+            Settings.load()
+    monkeypatch.setenv("KYTECRON_DATABASE_URL", PRODUCTION["database_url"])
+    assert Settings.load().url == PRODUCTION["database_url"]
 
 
 def test_development_makes_one_key_and_keeps_it_from_others(tmp_path: Path) -> None:

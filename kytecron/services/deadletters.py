@@ -42,7 +42,7 @@ def recover(session: Session, job_id: int, actor: Actor) -> CronJob:
     job.dead_letter_since = None
     job.consecutive_failures = 0
     job.failing_since = None
-    switch_on(job, db.now(session))
+    switch_on(session, job, db.now(session))
     note_change(session, actor, job, "recover", before, _standing(job))
     return job
 

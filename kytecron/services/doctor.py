@@ -17,12 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..config import Settings, unknown_variables
-from ..core.errors import Conflict
-from ..core.schedule import TZDATA_VERSION
-from ..store import db, figures, queries, schema
+from ..core.errors import Conflict, Invalid
+from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
+from ..store import db, figures, locks, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle, upgrading
+from . import lifecycle, probes, slots, upgrading
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -34,6 +34,8 @@ SKEW_TOLD = timedelta(seconds=1)
 SKEW_BAD = timedelta(seconds=30)
 OLDEST = {"mysql": (5, 7), "mariadb": (10, 2)}
 MOST_REAPED = 100_000
+PATIENCE = timedelta(seconds=10)
+"""A slot that has been due for so long is being passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,17 @@ class Finding:
 
 
 def examine(engine: Engine, settings: Settings, actor: Actor, *, fix: bool = False) -> list[Finding]:
-    """Check everything; with `fix` repair what can be repaired: migrations, reference counts, ended leases.
+    """Check everything; with `fix` repair what can be repaired: migrations, reference counts, ended leases,
+    next slots.
 
     What cannot be checked because something before it is broken is left out.
     """
     found = [*_variables(), _database(engine)]
     if found[-1].verdict != "problem":
         found += _migrations(engine, settings, fix)
-    if all(one.verdict != "problem" for one in found):
+    sound = found[-1].verdict != "problem"
+    found += _writes(engine, settings, with_database=sound)
+    if sound:
         with db.make_sessions(engine)() as session:
             for check in _checks(session, settings, actor, fix):
                 found += check()
@@ -75,6 +80,8 @@ def _checks(
         lambda: _clock(session, alive),
         lambda: _time_zones(alive),
         lambda: _workers(session, alive),
+        lambda: _due_slots(session, alive),
+        lambda: _next_slots(session, alive, fix),
         lambda: _leases(session, fix),
         lambda: _references(session, actor, fix),
     )
@@ -103,6 +110,15 @@ def _database(engine: Engine) -> Finding:
             f"{db.trouble(error)} ({db.shown(engine.url)})",
             "Check KYTECRON_DATABASE_URL, and whether the server runs and lets this machine in",
         )
+
+
+def _writes(engine: Engine, settings: Settings, *, with_database: bool) -> Iterator[Finding]:
+    """Whether there is room: tried by writing."""
+    wrong = list(probes.unwritable(engine if with_database else None, settings))
+    for problem in wrong:
+        yield Finding("writes", "problem", problem, "Make room there, or let it be written to")
+    if with_database and not wrong:
+        yield Finding("writes", "ok", "The database and the directories of this machine take writes")
 
 
 def _sqlite(connection: sa.Connection) -> Finding:
@@ -208,8 +224,8 @@ def _time_zones(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
     yield Finding(
         "tzdata",
         "problem",
-        f"This machine has tzdata {TZDATA_VERSION}, workers have {', '.join(others)}: "
-        "one slot can come at two different times",
+        f"This machine has tzdata {TZDATA_VERSION}, workers have {', '.join(others)}: the newest of them plans the "
+        "slots, the others run what it planned",
         "Install the same requirements.txt everywhere, then restart the workers",
     )
 
@@ -243,6 +259,67 @@ def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Findin
         )
     else:
         yield Finding("workers", "ok", f"{_number(len(alive), 'worker')} alive")
+
+
+def _due_slots(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    """Slots that living workers pass over: somebody keeps the jobs' rows locked, or none of them works."""
+    passed_over = figures.passed_over(session, db.now(session) - PATIENCE) if alive else []
+    if not passed_over:
+        yield Finding("slots", "ok", "No slot is due that workers have not turned into a run")
+        return
+    oldest = passed_over[0]
+    late = in_words((db.now(session) - oldest.next_run_time).total_seconds())
+    detail = f'The slot of job {oldest.id} "{oldest.name}" has been due for {late} and workers pass over it'
+    if len(passed_over) > 1:
+        detail += f"; so are those of {_number(len(passed_over) - 1, 'other job')}"
+    if locks.job_is_locked(session, oldest.id):
+        held = ", ".join(locks.holders(session)) or "the database does not say by whom"
+        yield Finding("slots", "problem", f"{detail}. Its row is locked: {held}", "End that transaction")
+    else:
+        yield Finding("slots", "problem", detail, "Look at the logs of the workers, or restart them")
+
+
+def _next_slots(session: Session, alive: list[CronWorkerRecord], fix: bool) -> Iterator[Finding]:
+    """Next slots that are not those that the schedules name."""
+    newest = max((worker.tzdata for worker in alive), key=tzdata_order, default="")
+    if tzdata_order(newest) > tzdata_order(TZDATA_VERSION):
+        yield Finding("next slots", "warning", f"Not compared: workers have newer time zones ({newest})")
+        return
+    now = db.now(session)
+    later: list[tuple[Any, datetime]] = []
+    sooner: list[tuple[Any, datetime]] = []
+    for job in queries.jobs_with_next_slot(session):
+        try:
+            wanted = slots.ought_to_be(job, now)
+        except Invalid:
+            continue  # a worker disables it at its slot, and says why
+        if wanted is not None:
+            (later if job.next_run_time > wanted else sooner).append((job, wanted))
+    wrong = later + sooner
+    if not wrong:
+        yield Finding("next slots", "ok", "Every next slot is the one that its schedule names")
+        return
+    if fix:
+        yield Finding("next slots", "fixed", f"{_number(_replan(session), 'job')} planned anew")
+        return
+    job, wanted = wrong[0]
+    detail = (
+        f"{_number(len(wrong), 'job')} with a next slot that the schedule does not name, such as job {job.id} "
+        f'"{job.name}": {job.next_run_time:%Y-%m-%d %H:%M:%S} UTC instead of {wanted:%Y-%m-%d %H:%M:%S} UTC'
+    )
+    verdict: Verdict = "problem" if later else "warning"
+    advice = "A clock that was set back, other time zones or a change in SQL does this; --fix plans them anew"
+    yield Finding("next slots", verdict, detail, advice)
+
+
+def _replan(session: Session) -> int:
+    total, last = 0, 0
+    while True:
+        changed, following = lifecycle.replan(session, last)
+        total += changed
+        if following is None:
+            return total
+        last = following
 
 
 def _leases(session: Session, fix: bool) -> Iterator[Finding]:

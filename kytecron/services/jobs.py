@@ -21,11 +21,11 @@ from ..core import source
 from ..core.dependencies import find_cycle
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
-from ..core.schedule import Schedule
+from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCronJobVersion
-from . import audit, lifecycle, slots, versions
+from . import audit, lifecycle, registry, slots, versions
 from .audit import Actor
 from .base import Service
 from .versions import LARGEST_ID, lock_job, read_job, touch
@@ -350,7 +350,7 @@ def _insert(
     _flush_name(session, job)
     _set_parents(session, job, values["depends_on"])
     if values["enabled"]:
-        switch_on(job, now)
+        switch_on(session, job, now)
     if text is not None:
         versions.add_version(session, actor, job, text, message)
     touch(session, actor, job)
@@ -422,7 +422,7 @@ def _change(session: Session, job: CronJob, before: Mapping[str, Any], after: Ma
     now = db.now(session)
     if "enabled" in after:
         if after["enabled"]:
-            switch_on(job, now)
+            switch_on(session, job, now)
         else:
             _switch_off(session, job, "", "the job was disabled")
     elif replanned and job.enabled:
@@ -430,7 +430,7 @@ def _change(session: Session, job: CronJob, before: Mapping[str, Any], after: Ma
             job.schedule_anchor = _anchor(job, now)
         # Of an interval that counts from completion, the end of what goes on sets it.
         waits = slots.counts_from_completion(job) and claims.active_runs(session, [job.id])
-        job.next_run_time = None if waits else _require_slot(job, lifecycle.plan(job, now))
+        job.next_run_time = None if waits else _planned(session, job, lifecycle.plan(job, now))
 
 
 @transactional
@@ -440,7 +440,7 @@ def _set_enabled(session: Session, actor: Actor, job_id: int, enabled: bool, rea
         return job
     before = {"enabled": job.enabled, "disabled_reason": job.disabled_reason}
     if enabled:
-        switch_on(job, db.now(session))
+        switch_on(session, job, db.now(session))
     else:
         _enqueue_due(session, job)
         _switch_off(session, job, reason, "the job was disabled")
@@ -463,7 +463,7 @@ def _delete(session: Session, actor: Actor, job_id: int) -> CronJob:
     return job
 
 
-def switch_on(job: CronJob, now: datetime) -> None:
+def switch_on(session: Session, job: CronJob, now: datetime) -> None:
     """Let a locked job run from now on. Raises Conflict for one in the dead letter queue, and Invalid."""
     if job.in_dead_letter_queue:
         raise Conflict("Job is in dead letter queue. Recover it first.")
@@ -472,7 +472,16 @@ def switch_on(job: CronJob, now: datetime) -> None:
     job.enabled = True
     job.disabled_reason = None
     job.schedule_anchor = _anchor(job, now)
-    job.next_run_time = _require_slot(job, slots.first_slot(job, now))
+    job.next_run_time = _planned(session, job, slots.first_slot(job, now))
+
+
+def _planned(session: Session, job: CronJob, slot: datetime | None) -> datetime | None:
+    """The next slot as it is written: none yet where a living worker has newer time zones, which then plans it."""
+    slot = _require_slot(job, slot)
+    if job.schedule_type not in OFFSETS_MATTER:
+        return slot
+    newest = registry.newest_tzdata_alive(session)
+    return None if tzdata_order(newest) > tzdata_order(TZDATA_VERSION) else slot
 
 
 def _switch_off(session: Session, job: CronJob, reason: str, why_cancelled: str) -> None:

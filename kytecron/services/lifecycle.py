@@ -200,7 +200,10 @@ def replan(session: Session, after: int = 0, limit: int = 500, types: Collection
         except Invalid:
             continue  # whoever comes to its slot disables it, and says why
         if wanted is not None:
-            changed += claims.update_job(session, job.id, {"next_run_time": wanted})
+            values = {"next_run_time": wanted}
+            if job.schedule_anchor is not None and job.schedule_anchor > wanted:
+                values["schedule_anchor"] = wanted
+            changed += claims.update_job(session, job.id, values)
             log.info("the next slot is %s, not %s", wanted, job.next_run_time, extra={"job": job.id})
     return Replanned(changed, ids[-1] if len(ids) == limit else None)
 

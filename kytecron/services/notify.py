@@ -329,12 +329,12 @@ def _send(settings: Settings, channel: str, target: str, payload: str) -> _Resul
         return DeliveryFailed(f"{type(error).__name__}: {error}")
 
 
-@transactional
-def _about(letter: Any) -> dict[str, Any]:
+def _about(letter: _Letter) -> dict[str, int]:
     """What a line of the log about a message carries."""
-    return {"message": letter.id, "job": letter.cron_job, "execution": letter.execution}
+    return {"letter": letter.id}
 
 
+@transactional
 def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) -> None:
     now = db.now(session)
     values: dict[str, Any] = {"locked_by": None}

@@ -124,14 +124,13 @@ def crew(session: Session, settings: Settings) -> list[str]:
     return sorted(session.scalars(query))
 
 
-def newest_tzdata_alive(session: Session, settings: Settings, but: str = "") -> str:
-    """The newest tzdata of the living workers that plan slots, `but` left out; empty where there is none."""
-    since = db.now(session) - timedelta(seconds=settings.lease_seconds)
+def newest_tzdata_alive(session: Session) -> str:
+    """The newest tzdata of the living workers that plan slots; empty where there is none."""
+    since = db.now(session) - timedelta(seconds=HEARD_SECONDS)
     query = sa.select(WORKER.c.tzdata).where(
         WORKER.c.last_seen_at >= since,
         WORKER.c.stopped_at.is_(None),
         WORKER.c.draining.is_(False),
-        WORKER.c.worker_id != but,
     )
     return max(session.scalars(query), key=tzdata_order, default="")
 

@@ -95,8 +95,22 @@ def ought_to_be(job: Any, now: datetime) -> datetime | None:
     if counts_from_completion(job):
         latest = plan_after_completion(job, now)
         return latest if latest is not None and latest < job.next_run_time else None
-    wanted = plan(job, now)
+    wanted = plan(job, now) if not _begins_too_late(job, now) else _drawn_near(job, now)
     return wanted if wanted != job.next_run_time else None
+
+
+def _begins_too_late(job: Any, now: datetime) -> bool:
+    """Whether an interval's beginning lies ahead although nobody has asked for that, as after a clock set back."""
+    anchored = job.schedule_type == "interval" and job.schedule_anchor is not None
+    return bool(anchored and job.schedule_anchor > max(now, job.starts_at or now))
+
+
+def _drawn_near(job: Any, now: datetime) -> datetime:
+    """The first slot later than now, and than `starts_at`, of an interval that went on before its beginning, too."""
+    after = max(now, job.starts_at or now)
+    interval = timedelta(seconds=schedule_of(job).interval_seconds or 1)
+    anchor: datetime = job.schedule_anchor
+    return anchor - (anchor - after - timedelta(microseconds=1)) // interval * interval
 
 
 def due(job: Any, now: datetime) -> DueSlots:

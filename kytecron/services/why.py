@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from ..core.dependencies import ParentState, Waiting
 from ..core.errors import Invalid, NotFound
-from ..core.schedule import in_words
-from ..core.states import ACTIVE, FINAL, Origin, Status
-from ..store import db, queries
+from ..core.schedule import in_words, tzdata_order
+from ..core.states import FINAL, Origin, Status
+from ..store import db, locks, queries
 from ..store.claims import RUN
-from ..store.models import CronAudit, CronJob, CronWorkerRecord
+from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
 from . import slots
 
 SILENT_AFTER = 30.0
@@ -66,6 +66,8 @@ VERDICTS = {
     "draining": "waits for a worker: those that live are shutting down",
     "busy": "waits for a free slot on a worker",
     "overdue": "is overdue although a worker is free",
+    "passed_over": "has a slot that is due and that workers pass over",
+    "misplanned": "has a next slot that its schedule does not name",
     "about_to_start": "is about to start",
     "retry": "waits for its retry",
     "jitter": "waits for its own offset after the slot (jitter)",
@@ -181,9 +183,7 @@ class _Look:
     def _active_runs(self) -> list[Any]:
         """Pending and running executions: those that run, those that are due, those that wait."""
         rows = self.session.execute(
-            sa.select(*_ACTIVE_COLUMNS)
-            .where(RUN.c.cron_job == self.job.id, RUN.c.status.in_(sorted(ACTIVE)))
-            .order_by(RUN.c.id)
+            sa.select(*_ACTIVE_COLUMNS).where(RUN.c.cron_job == self.job.id, GOING_ON).order_by(RUN.c.id)
         ).all()
         return sorted(rows, key=lambda run: (run.status != Status.RUNNING, run.due_time is None, run.id))
 
@@ -266,13 +266,13 @@ class _Look:
         if self.now - run.due_time > PATIENCE:
             names = ", ".join(one.worker_id for one in working[:3])
             text = f"{due} although a worker has a free slot: look at the log of {names}"
+            if locks.run_is_locked(self.session, run.id):
+                text = f"{due} and workers pass over it, for its row is locked{self._by_whom()}"
             return Reason("overdue", text, run.due_time)
         return Reason("about_to_start", f"{due}, and a worker has a free slot", run.due_time)
 
     def _free(self, workers: Sequence[CronWorkerRecord]) -> bool:
-        running = Counter(
-            self.session.scalars(sa.select(RUN.c.locked_by).where(RUN.c.status == Status.RUNNING))
-        )
+        running = Counter(self.session.scalars(sa.select(RUN.c.locked_by).where(RUNNING)))
         return any(running[one.worker_id] < one.slots for one in workers)
 
     def _before(self, run: Any, workers: Sequence[CronWorkerRecord]) -> str:
@@ -281,7 +281,7 @@ class _Look:
         earlier = (
             sa.select(RUN.c.id)
             .where(
-                RUN.c.status == Status.PENDING,
+                PENDING,
                 RUN.c.worker_tag.in_(sorted(tags)),
                 RUN.c.due_time <= self.now,
                 RUN.c.queue_time < run.queue_time,
@@ -359,14 +359,37 @@ class _Look:
         elif job.next_run_time <= self.now:
             text = f"Its slot {_time(job.next_run_time)} is due, and becomes a run as soon as a worker looks"
             none = self._no_worker(job.worker_tag, job.next_run_time)
-            yield none or Reason("about_to_start", text, job.next_run_time)
+            passed = self._passed_over(job.next_run_time)
+            yield none or passed or Reason("about_to_start", text, job.next_run_time)
         else:
             yield self._next_slot(job.next_run_time)
             if none := self._no_worker(job.worker_tag):
                 yield none
 
+    def _passed_over(self, slot: datetime) -> Reason | None:
+        """Why living workers leave a due slot alone; None where it is due since a moment."""
+        late = self.now - slot
+        if late <= PATIENCE:
+            return None
+        text = f"Its slot {_time(slot)} has been due for {in_words(late.total_seconds())} and workers pass over it"
+        if locks.job_is_locked(self.session, self.job.id):
+            text += f": somebody keeps the job's row locked{self._by_whom()}"
+        elif len({tzdata_order(one.tzdata) for one in self._alive()}) > 1:
+            text += ": only those with the newest time zones plan slots"
+        return Reason("passed_over", text, slot)
+
+    def _by_whom(self) -> str:
+        found = locks.holders(self.session)
+        return f" ({', '.join(found)})" if found else ""
+
     def _next_slot(self, slot: datetime) -> Reason:
         when = f"{_time(slot)}, in {in_words((slot - self.now).total_seconds())}"
+        wanted = slots.ought_to_be(self.job, self.now)
+        if wanted is not None and wanted < slot:
+            text = (
+                f"Its next slot is {when}, but its schedule names {_time(wanted)}: doctor --fix plans it anew"
+            )
+            return Reason("misplanned", text)
         if self.job.starts_at is not None and self.job.starts_at > self.now:
             return Reason(
                 "starts_at", f"Its schedule starts at {_time(self.job.starts_at)}; its first slot is {when}"

@@ -26,6 +26,9 @@ from ..core.states import Claim, Status
 from . import db
 from .models import (
     ENABLED,
+    GOING_ON,
+    PENDING,
+    RUNNING,
     UNSENT,
     CronJob,
     CronJobDependency,
@@ -265,7 +268,7 @@ _ACTIVE_RUNS = Prepared(
         RUN.c.waiting_until,
         RUN.c.priority,
     )
-    .where(RUN.c.cron_job.in_(IDS), RUN.c.status.in_([Status.PENDING, Status.RUNNING]))
+    .where(RUN.c.cron_job.in_(IDS), GOING_ON)
     .order_by(RUN.c.id)
 )
 
@@ -277,9 +280,7 @@ def active_runs(session: Session, job_ids: Collection[int]) -> list[Row]:
 
 def held_job_ids(session: Session) -> list[int]:
     """Jobs with a run that waits for something other than time."""
-    query = (
-        sa.select(RUN.c.cron_job).where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None)).distinct()
-    )
+    query = sa.select(RUN.c.cron_job).where(PENDING, RUN.c.due_time.is_(None)).distinct()
     return list(session.scalars(query))
 
 
@@ -356,7 +357,7 @@ def _due_runs(dialect: str, skip_locked: bool) -> Prepared:
         .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mysql")
         .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mariadb")
         .where(
-            RUN.c.status == Status.PENDING,
+            PENDING,
             RUN.c.worker_tag == sa.bindparam("tag"),
             due_time <= now,
         )
@@ -393,7 +394,7 @@ def _tags_by_urgency(session: Session, tags: Collection[str]) -> list[str]:
     heads = {
         tag: session.scalar(
             sa.select(sa.func.min(RUN.c.queue_time)).where(
-                RUN.c.status == Status.PENDING, RUN.c.worker_tag == tag, RUN.c.due_time <= now
+                PENDING, RUN.c.worker_tag == tag, RUN.c.due_time <= now
             )
         )
         for tag in wanted
@@ -434,9 +435,7 @@ _WITH_JOB = sa.select(
 )
 """What a worker needs to know to start a run."""
 _CLAIMED_RUNS = Prepared(_WITH_JOB.where(RUN.c.id.in_(IDS)).order_by(RUN.c.queue_time))
-_RUNS_HELD_BY = Prepared(
-    _WITH_JOB.where(RUN.c.status == Status.RUNNING, RUN.c.locked_by == sa.bindparam("holder"))
-)
+_RUNS_HELD_BY = Prepared(_WITH_JOB.where(RUNNING, RUN.c.locked_by == sa.bindparam("holder")))
 
 
 def runs_held_by(session: Session, worker_id: str) -> list[Row]:
@@ -549,14 +548,12 @@ def _holds(claim: Claim, row: Row) -> bool:
 
 def expired(session: Session, now: datetime, limit: int) -> list[Claim]:
     """Claims whose lease has ended."""
-    return _claims(session, sa.and_(RUN.c.status == Status.RUNNING, RUN.c.locked_until < now), limit)
+    return _claims(session, sa.and_(RUNNING, RUN.c.locked_until < now), limit)
 
 
 def held_by(session: Session, worker_ids: Collection[str], limit: int) -> list[Claim]:
     """Claims of certain workers, for example of processes that are known to be gone."""
-    return _claims(
-        session, sa.and_(RUN.c.status == Status.RUNNING, RUN.c.locked_by.in_(list(worker_ids))), limit
-    )
+    return _claims(session, sa.and_(RUNNING, RUN.c.locked_by.in_(list(worker_ids))), limit)
 
 
 def _claims(session: Session, condition: Any, limit: int) -> list[Claim]:
@@ -631,7 +628,7 @@ def note_progress(session: Session, execution_id: int, values: Mapping[str, Any]
 
 @lru_cache(maxsize=8)
 def _next_instants(dialect: str, counts: bool) -> Prepared:
-    now, pending = _clock(dialect), RUN.c.status == Status.PENDING
+    now, pending = _clock(dialect), PENDING
     runs = sa.select(sa.func.min(RUN.c.due_time)).where(pending)
     slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
     columns = [
@@ -682,7 +679,7 @@ class Irregularities:
 
 _HOLDERS_OF_ALL = Prepared(
     sa.select(RUN.c.locked_by, sa.func.min(RUN.c.locked_until).label("until"), sa.func.count().label("runs"))
-    .where(RUN.c.status == Status.RUNNING)
+    .where(RUNNING)
     .group_by(RUN.c.locked_by)
 )
 
@@ -690,7 +687,7 @@ _HOLDERS_OF_ALL = Prepared(
 @lru_cache(maxsize=4)
 def _oddities(dialect: str) -> Prepared:
     now = _clock(dialect)
-    held = sa.exists().where(RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None))
+    held = sa.exists().where(PENDING, RUN.c.due_time.is_(None))
     unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
     unsent = sa.exists().where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= now)
     return Prepared(
@@ -713,7 +710,7 @@ def irregularities(at: db.At) -> Irregularities:
 
 _CANCEL_REQUESTS = Prepared(
     sa.select(RUN.c.id, RUN.c.cancel_reason).where(
-        RUN.c.status == Status.RUNNING,
+        RUNNING,
         RUN.c.locked_by == sa.bindparam("holder"),
         RUN.c.cancel_reason.is_not(None),
     )

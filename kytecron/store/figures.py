@@ -6,7 +6,7 @@ over history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ..core.states import Status
 from ..core.statistics import merge, percentile, success_rate
 from .models import (
     ENABLED,
     NOT_ENABLED,
+    PENDING,
+    RUNNING,
     UNSENT,
     CronJob,
     CronJobDailyStat,
@@ -184,6 +185,12 @@ def counters(session: Session, now: datetime) -> Counters:
     )
 
 
+def passed_over(session: Session, since: datetime) -> Sequence[Any]:
+    """Enabled jobs (id, name, next_run_time) whose slot has been due since then, the oldest first, up to 1,000."""
+    query = sa.select(JOB.c.id, JOB.c.name, JOB.c.next_run_time).where(ENABLED, JOB.c.next_run_time < since)
+    return session.execute(query.order_by(JOB.c.next_run_time).limit(1000)).all()
+
+
 def dead_letters(session: Session) -> int:
     """How many jobs wait in the dead letter queue; every page says so."""
     waiting = sa.select(sa.func.count()).where(
@@ -268,7 +275,7 @@ def _run_vitals(session: Session, now: datetime) -> dict[str, Any]:
         later=RUN.c.due_time > now,
         held=RUN.c.due_time.is_(None),
     )
-    oldest = session.scalar(sa.select(sa.func.min(RUN.c.due_time)).where(RUN.c.status == Status.PENDING))
+    oldest = session.scalar(sa.select(sa.func.min(RUN.c.due_time)).where(PENDING))
     return {**waiting, **_running(session, now), "oldest_due": _age(oldest, now)}
 
 
@@ -292,16 +299,14 @@ def _message_vitals(session: Session, now: datetime) -> dict[str, Any]:
 def _pending(session: Session, **conditions: Any) -> dict[str, int]:
     """How many pending runs meet each condition on `due_time`: an index alone tells."""
     numbers = [_number_of(condition).label(name) for name, condition in conditions.items()]
-    return _whole_numbers(session.execute(sa.select(*numbers).where(RUN.c.status == Status.PENDING)).one())
+    return _whole_numbers(session.execute(sa.select(*numbers).where(PENDING)).one())
 
 
 def _running(session: Session, now: datetime) -> dict[str, int]:
     """How many runs there are now, and how many of them under a lease that has ended."""
     stale = _number_of(RUN.c.locked_until < now).label("stale_locks")
     return _whole_numbers(
-        session.execute(
-            sa.select(sa.func.count().label("running"), stale).where(RUN.c.status == Status.RUNNING)
-        ).one()
+        session.execute(sa.select(sa.func.count().label("running"), stale).where(RUNNING)).one()
     )
 
 

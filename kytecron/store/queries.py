@@ -7,7 +7,7 @@ is two statements: the ids of its page, found in an index, and their rows. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from operator import eq, ge, lt
@@ -18,10 +18,13 @@ from sqlalchemy.orm import Session, undefer
 
 from ..core.errors import Invalid, NotFound
 from ..core.states import FINAL, UNSUCCESSFUL, Status
+from .claims import ON_SCHEDULE
 from .keyset import Key, Order, Page
 from .models import (
     ENABLED,
     NOT_ENABLED,
+    PENDING,
+    RUNNING,
     CronAudit,
     CronJob,
     CronJobDependency,
@@ -120,6 +123,16 @@ def _job_conditions(wanted: JobFilter) -> list[Any]:
         never = wanted.last_result == NEVER_RAN
         conditions.append(JOB.c.last_status.is_(None) if never else JOB.c.last_status == wanted.last_result)
     return conditions
+
+
+def jobs_with_next_slot(session: Session) -> Iterator[Any]:
+    """What a schedule is made of, of every enabled job that has a next slot, a few hundred at a time."""
+    columns = [JOB.c[name] for name in ON_SCHEDULE]
+    query = sa.select(*columns).where(ENABLED, JOB.c.next_run_time.is_not(None)).order_by(JOB.c.id)
+    last = 0
+    while rows := session.execute(query.where(JOB.c.id > last).limit(500)).all():
+        yield from rows
+        last = rows[-1].id
 
 
 def parents(session: Session, job_ids: Collection[int]) -> dict[int, list[int]]:
@@ -350,13 +363,17 @@ def _with_statuses(
     """Ids that meet the conditions: for several statuses the first `most` of each, so that an index orders them."""
     conditions = [*conditions, *order.after(cursor)]
     if len(statuses) <= 1:
-        return sa.select(RUN.c.id).where(*conditions, *(RUN.c.status == one for one in statuses))
+        return sa.select(RUN.c.id).where(*conditions, *map(_has_status, statuses))
     parts = [
-        order.sorted(sa.select(RUN.c.id).where(*conditions, RUN.c.status == one)).limit(most).subquery()
+        order.sorted(sa.select(RUN.c.id).where(*conditions, _has_status(one))).limit(most).subquery()
         for one in dict.fromkeys(statuses)
     ]
     united = sa.union_all(*(sa.select(part.c.id) for part in parts)).subquery()
     return sa.select(RUN.c.id).join(united, united.c.id == RUN.c.id)
+
+
+def _has_status(status: str) -> Any:
+    return {Status.PENDING: PENDING, Status.RUNNING: RUNNING}.get(Status(status), RUN.c.status == status)
 
 
 def _execution_rows(session: Session, ids: list[int]) -> list[ExecutionRow]:

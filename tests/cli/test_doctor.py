@@ -56,7 +56,8 @@ def test_all_is_well(cli: CommandLine):
     found = cli.json("doctor")
     assert found["healthy"] is True
     assert [one["check"] for one in found["items"]] == [
-        *("database", "migrations", "clock", "clock", "tzdata", "workers", "leases", "references")
+        *("database", "migrations", "writes", "clock", "clock", "tzdata", "workers"),
+        *("slots", "next slots", "leases", "references"),
     ]
     assert {one["verdict"] for one in found["items"]} == {"ok"}
     assert "1 worker alive" in cli.output("doctor")
