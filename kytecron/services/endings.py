@@ -121,7 +121,7 @@ def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decisi
 
 
 def why_unwanted(job: Any, row: Any) -> str | None:
-    """Why nobody wants another attempt at a run, or a first one at a run that is given back; None where it is wanted."""
+    """Why nobody wants another attempt at a run, or one that is given back; None where somebody does."""
     if row.cancel_reason is not None:
         return str(row.cancel_reason)
     if job.deleted_at is not None:
@@ -136,7 +136,7 @@ def _was_disabled_by_person(job: Any) -> bool:
     return not job.enabled and not slots.ended_by_itself(job)
 
 
-def give_back(session: Session, jobs: Mapping[int, Any], rows: Sequence[Any], now: datetime) -> None:
+def give_back(session: Session, jobs: Mapping[int, Any], rows: Sequence[Any], now: datetime | None) -> None:
     """Let locked running rows of which no process has started wait for another claim, unless nobody wants them now."""
     whole = claims.read_jobs(session, {row.cron_job for row in rows})
     wanted: list[tuple[Any, Any]] = []

@@ -377,8 +377,8 @@ def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
     final = [(row, outcome) for row, outcome in ours if outcome.status is not Status.PENDING]
     endings.end(session, jobs, final, now)
-    if len(final) < len(ours):
-        endings.give_back(session, jobs, [row for row, outcome in ours if outcome.status is Status.PENDING], now)
+    if returned := [row for row, outcome in ours if outcome.status is Status.PENDING]:
+        endings.give_back(session, jobs, returned, now)
     return Settled(set(rows), busy | {claim.execution_id for claim, _ in ended if claim.job_id in taken})
 
 

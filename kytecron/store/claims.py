@@ -569,7 +569,10 @@ def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Ro
 
 
 _HOLDINGS = sa.select(
-    *(RUN.c[name] for name in ("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "token")),
+    *(
+        RUN.c[name]
+        for name in ("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "token")
+    ),
     *(RUN.c[name] for name in ("cancel_reason", "release_reason")),
 )
 """Who holds a run, and whether somebody asked for it to be stopped."""
@@ -663,7 +666,9 @@ def _as_pending(row: Row, job: Row) -> dict[str, Any]:
 
 
 def _write_fenced(session: Session, written: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
-    if _update_each(session, RUN, FENCE, [fence(row) | values for row, values in written]) != len(written):
+    if _update_each(session, RUN, FENCE, [{**fence(row), **values} for row, values in written]) != len(
+        written
+    ):
         raise RuntimeError("a locked execution changed under its lock")
 
 
