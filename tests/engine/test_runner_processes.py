@@ -324,15 +324,14 @@ def test_runs_for_which_there_are_no_descriptors_are_refused_and_the_others_go_o
 def test_no_process_left_for_the_user_refuses_the_run(
     make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kytecron.engine.server.BOOT", f"import os; os.setuid(31987); {BOOT}")
+    become = (
+        "import os; from kytecron.engine import forkserver as f; f.prepare(); f.prepare = lambda: None; "
+        f"f.resource.setrlimit(f.resource.RLIMIT_NPROC, ({SPARES + 2},) * 2); os.setuid(31987); "
+    )
+    monkeypatch.setattr("kytecron.engine.server.BOOT", BOOT.replace("serve(int", f"{become}serve(int"))
     runs = make_runs()
-    runs.run("return 1")
-    server = runs.runner.server_pid
-    assert server is not None
-    wait_until(lambda: len(children_of(server, spare=True)) == SPARES)
-    resource.prlimit(server, resource.RLIMIT_NPROC, (1, 1))
-    told = [runs.wait_for(Started | Refused, runs.start("time.sleep(60)")) for _ in range(SPARES + 2)]
-    assert [type(event) for event in told] == [Started] * SPARES + [Refused] * 2
+    told = [runs.wait_for(Started | Refused, runs.start("time.sleep(60)")) for _ in range(SPARES + 3)]
+    assert [type(event) for event in told] == [Started] * (SPARES + 1) + [Refused] * 2
     assert told[-1].reason == "cannot start a process: Resource temporarily unavailable"
 
 
