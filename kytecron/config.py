@@ -45,8 +45,6 @@ MORE_THAN_NOTHING = (
     "retention_per_job",
     "retention_versions",
 )
-INSTALLED = Path("/etc/kytecron/kytecron.env")
-"""Where an installation keeps its settings, which systemd reads and a script has to be given."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 

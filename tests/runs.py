@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from kytecron.core.states import Outcome
@@ -78,10 +79,10 @@ class Runs:
         self._woken.clear()
         self.events += self.runner.collect()
 
-    def of(self, kind: type[Event], execution_id: int) -> list[Any]:
+    def of(self, kind: type[Event] | UnionType, execution_id: int) -> list[Any]:
         return [item for item in self.events if isinstance(item, kind) and item.execution_id == execution_id]
 
-    def wait_for(self, kind: type[Event], execution_id: int, seconds: float = 15) -> Any:
+    def wait_for(self, kind: type[Event] | UnionType, execution_id: int, seconds: float = 15) -> Any:
         def first() -> Any:
             found = self.of(kind, execution_id)
             if not found:
@@ -89,7 +90,7 @@ class Runs:
                 found = self.of(kind, execution_id)
             return next(iter(found), None)
 
-        return wait_until(first, seconds, f"{kind.__name__} of run {execution_id}")
+        return wait_until(first, seconds, f"{kind} of run {execution_id}")
 
     def pid(self, execution_id: int) -> int:
         return self.wait_for(Started, execution_id).pid

@@ -57,24 +57,27 @@ class DeadLetter:
 Decision = Done | RetryAt | DeadLetter
 
 
-def decide(policy: Policy, attempt: int, outcome: Outcome, now: datetime) -> Decision:
+def decide(
+    policy: Policy, attempt: int, outcome: Outcome, now: datetime, *, interruptions: int = 0
+) -> Decision:
     """Say what follows `outcome`, which ended attempt `attempt` (0 is the first) at `now`.
 
+    `interruptions` of the attempts before it were cut short by their workers' shutdown, and do not count.
     Raises ValueError for an outcome that is not an ending.
     """
     if outcome.status not in FINAL:
         raise ValueError(f"{outcome.status} is not an ending")
     if outcome.status not in UNSUCCESSFUL:
         return Done()
-    retries_left = attempt < policy.max_retries
     if outcome.interrupted:
         # Our own shutdown cut the run short: it says nothing about the job, so no delay and no dead letter.
-        return RetryAt(now) if retries_left else Done()
+        return RetryAt(now)
     if outcome.permanent:
         return DeadLetter(_shorten(f"permanent failure: {_cause(outcome)}"))
-    if retries_left:
-        return RetryAt(now + delay(policy, attempt), _note(policy))
-    return DeadLetter(_shorten(f"{_how_often(attempt)}: {_cause(outcome)}"))
+    counted = attempt - interruptions
+    if counted < policy.max_retries:
+        return RetryAt(now + delay(policy, counted), _note(policy))
+    return DeadLetter(_shorten(f"{_how_often(counted)}: {_cause(outcome)}"))
 
 
 def delay(policy: Policy, attempt: int) -> timedelta:

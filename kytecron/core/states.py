@@ -2,6 +2,7 @@
 
     pending --claim--> running --settle--> completed | failed | timeout | lost | cancelled
     pending --settle--> skipped | cancelled
+    running --given back--> pending, while no process of this claim has started
 
 `lost` means the lease ran out: the worker vanished. A final state never changes.
 The same drawing, with who makes each move, is in docs/architecture.md.
@@ -9,6 +10,7 @@ The same drawing, with who makes each move, is in docs/architecture.md.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -34,8 +36,8 @@ UNSUCCESSFUL = frozenset({Status.FAILED, Status.TIMEOUT, Status.LOST})
 
 MOVES: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({Status.RUNNING, Status.SKIPPED, Status.CANCELLED}),
-    # SkipRun, raised by the job itself, is the one way from running to skipped.
-    Status.RUNNING: FINAL,
+    # SkipRun, raised by the job itself, is the one way from running to skipped. Pending: given back, not started.
+    Status.RUNNING: FINAL | {Status.PENDING},
     **{status: frozenset() for status in FINAL},
 }
 
@@ -59,14 +61,20 @@ class Origin(StrEnum):
 class Claim:
     """Proof that `locked_by` holds attempt `attempt` of an execution: the fence of every later write.
 
-    A row is claimed at most once (a retry is a row of its own) and `locked_by` names one worker process
-    in one life, so the three together can never come true again after the lease was lost.
+    `token` was drawn for this claim alone. The rest can come true again: a run that was given back may be claimed
+    by the same worker, and a database restored from a backup gives the same ids to other runs.
     """
 
     execution_id: int
     job_id: int
     locked_by: str
     attempt: int
+    token: int
+
+
+def draw_token() -> int:
+    """A number that no other claim has: 63 random bits, and never 0."""
+    return secrets.randbits(63) or 1
 
 
 @dataclass(slots=True)
@@ -74,6 +82,7 @@ class Outcome:
     """How one run ended, as its worker saw it. Durations are in milliseconds, memory in MiB."""
 
     status: Status
+    """PENDING: no process of this claim has started, and the run is given back."""
     error: str | None = None
     """One line for people, for example `killed by signal 9 (SIGKILL)`."""
     stack_trace: str | None = None
@@ -81,7 +90,7 @@ class Outcome:
     permanent: bool = False
     """The job raised PermanentFailure: no retries."""
     interrupted: bool = False
-    """The run was cut short by its worker's own shutdown, not by the job: never a reason to give up on it."""
+    """The run was cut short by its worker's own shutdown, not by the job: it uses up no retry."""
     skipped_reason: str | None = None
     result: Any = None
     state: dict[str, Any] | None = None

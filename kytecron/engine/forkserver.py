@@ -22,6 +22,7 @@ a fork (threading, and so logging, does).
 from __future__ import annotations
 
 import _socket
+import errno
 import gc
 import os
 import resource
@@ -55,13 +56,14 @@ START, LIMIT, LEASE, STOP = b"s", b"t", b"l", b"k"
 NEWS = struct.Struct("=ccqqqddd")
 """What happened, the cause, to which run, two whole numbers and three others:
 
+    ready      it takes orders from now on; before it said so, no process of a run was made
     started    process id; wall clock
     refused    (because its lease had ended) or error number of the fork
     stopping   (with its cause)
     ended      wait status, peak memory in KiB; seconds it took, CPU seconds, when it was stopped (`inf`: it was not)
 """
 
-STARTED, REFUSED, STOPPING, ENDED = b"s", b"r", b"p", b"e"
+READY, STARTED, REFUSED, STOPPING, ENDED = b"y", b"s", b"r", b"p", b"e"
 
 ITSELF, TIMEOUT, LOST_LEASE, STOPPED = b"-", b"t", b"l", b"k"
 """Causes of an end: the run's own, its time limit, its lease, an order."""
@@ -88,6 +90,8 @@ file that a job opens ever gets its number.
 """
 
 _LINUX = sys.platform == "linux"
+_LOST = -1
+"""In the place of a descriptor that is not there."""
 _NEVER = float("inf")  # math.inf would cost the mapping of one more library at every fork
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -178,7 +182,8 @@ class ForkServer:
         self._worker.setblocking(False)
         self._pid = os.getpid()
         self._directory = os.getcwd()
-        self._children = f"/proc/{self._pid}/task/{self._pid}/children"
+        # Opened once: whoever has no descriptor left must still find the processes that are to be killed.
+        self._children = _open_if_there(f"/proc/{self._pid}/task/{self._pid}/children")
         self._unread = b""
         self._fds: deque[int] = deque()
         self._unsent = b""
@@ -197,6 +202,7 @@ class ForkServer:
 
     def run(self) -> None:
         """Serve until the worker is gone; then kill every run and return."""
+        self._tell(READY, ITSELF, 0)
         try:
             while True:
                 self._keep_deadlines(boot_time())
@@ -247,14 +253,19 @@ class ForkServer:
 
     def _obey(self) -> None:
         try:
-            data, ancillary, _, _ = self._worker.recvmsg(1 << 14, 1 << 10)
+            data, ancillary, flags, _ = self._worker.recvmsg(1 << 14, 1 << 10)
         except BlockingIOError:
             return
         if not data:
             raise EOFError
         # Descriptors arrive in the sequence of the orders that they belong to.
-        for _, _, fds in ancillary:
-            self._fds += struct.unpack(f"={len(fds) // 4}i", fds)
+        fds = [fd for _, _, raw in ancillary for fd in struct.unpack(f"={len(raw) // 4}i", raw)]
+        if flags & _socket.MSG_CTRUNC:
+            # There was no room for them here. One message brings those of one order at most.
+            for fd in fds:
+                os.close(fd)
+            fds = [_LOST, _LOST]
+        self._fds += fds
         data = self._unread + data
         whole = len(data) - len(data) % ORDER.size
         self._unread = data[whole:]
@@ -274,6 +285,9 @@ class ForkServer:
 
     def _start(self, run_id: int, seconds: float, lease: float, grace: float) -> None:
         control, output = self._fds.popleft(), self._fds.popleft()
+        if control == _LOST:
+            self._tell(REFUSED, ITSELF, run_id, number=errno.EMFILE)
+            return
         if boot_time() >= lease:
             # The worker was stopped, or slow, since it claimed this run: another may have it by now.
             self._tell(REFUSED, LOST_LEASE, run_id)
@@ -471,7 +485,7 @@ class ForkServer:
     def _strays(self) -> list[int]:
         """Our children that lead no run and wait for none: they have outlived theirs."""
         return [
-            pid for pid in children_in(self._children) if pid not in self._by_pid and pid not in self._spares
+            pid for pid in _listed_in(self._children) if pid not in self._by_pid and pid not in self._spares
         ]
 
     def _end_all(self) -> None:
@@ -509,16 +523,26 @@ def children_in(path: str) -> list[int]:
     """The processes in a `/proc/.../children`, zombies included. Reliable for a process's own children, while it
     is not reaping them.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    if (fd := _open_if_there(path)) == _LOST:
         return []
     try:
-        found = b""
-        while data := os.read(fd, 1 << 14):
-            found += data
+        return _listed_in(fd)
     finally:
         os.close(fd)
+
+
+def _open_if_there(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return _LOST
+
+
+def _listed_in(fd: int) -> list[int]:
+    """The processes in an open `/proc/.../children`, as they are now."""
+    found = b""
+    while fd != _LOST and (data := os.pread(fd, 1 << 14, len(found))):
+        found += data
     return [int(pid) for pid in found.split()]
 
 

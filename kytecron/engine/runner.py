@@ -31,6 +31,7 @@ from .forkserver import (
     LEASE,
     LIMIT,
     LOST_LEASE,
+    READY,
     REFUSED,
     START,
     STARTED,
@@ -52,7 +53,17 @@ from .run import (
 )
 from .server import News, Server
 
-__all__ = ["Call", "Ended", "Event", "OutputChunk", "Progressed", "RunRequest", "Runner", "Started"]
+__all__ = [
+    "Call",
+    "Ended",
+    "Event",
+    "OutputChunk",
+    "Progressed",
+    "Refused",
+    "RunRequest",
+    "Runner",
+    "Started",
+]
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +106,15 @@ class Ended:
     outcome: Outcome
 
 
-Event = Started | Progressed | Call | Ended
+@dataclass(slots=True)
+class Refused:
+    """No process was made for the run, for want of what the machine has to give: nothing of it has started."""
+
+    execution_id: int
+    reason: str
+
+
+Event = Started | Progressed | Call | Ended | Refused
 
 
 class Runner:
@@ -142,7 +161,8 @@ class Runner:
         self._watch(self._wake.fileno(), selectors.EVENT_READ, lambda *_: None)
         adopt_orphans()
         self._server: Server | None = None
-        self._ensure_server()
+        with contextlib.suppress(OSError):  # the first start will try again, and say so
+            self._ensure_server()
         self._thread = threading.Thread(target=self._supervise, name="runs", daemon=True)
         self._thread.start()
 
@@ -152,7 +172,7 @@ class Runner:
     def running(self) -> set[int]:
         """The executions that were started and whose end was not yet collected."""
         with self._lock:
-            ended = {event.execution_id for event in self._events if isinstance(event, Ended)}
+            ended = {event.execution_id for event in self._events if isinstance(event, Ended | Refused)}
             return {run.id for run in self._runs.values() if not run.dropped} | ended
 
     @property
@@ -162,11 +182,11 @@ class Runner:
             return self._server.pid if self._server is not None else None
 
     def start(self, request: RunRequest) -> None:
-        """Start one run. It ends with exactly one `Ended` event, also when no process could be made for it."""
+        """Start one run. It ends with exactly one `Ended`, or `Refused` when no process could be made for it."""
         self.start_many([request])
 
     def start_many(self, requests: Iterable[RunRequest]) -> None:
-        """Start several."""
+        """Start several; one that cannot be started keeps none of the others from it."""
         with self._telling():
             for request in requests:
                 self._start(request)
@@ -192,7 +212,7 @@ class Runner:
         """
         with self._telling():
             run = self._runs.get(execution_id)
-            if run is not None:
+            if run is not None and not run.dropped:
                 run.lease = deadline
                 self._order(LEASE, run, self._lease_end(run))
 
@@ -212,7 +232,7 @@ class Runner:
         """
         with self._telling():
             run = self._runs.get(execution_id)
-            if run is not None:
+            if run is not None and not run.dropped:
                 grace = self._grace if grace_seconds is None else grace_seconds
                 self._stop(run, Stop(status, reason, interrupted), grace)
 
@@ -240,7 +260,7 @@ class Runner:
             message = encode_message({"reply": call_id, "error": f"the answer cannot be sent: {problem}"})
         with self._lock:
             run = self._runs.get(execution_id)
-            if run is not None:
+            if run is not None and not run.dropped:
                 self._send(run, message)
 
     def close(self) -> None:
@@ -309,7 +329,7 @@ class Runner:
     def _leave(self, event: Event) -> None:
         """For `collect`. The worker is not woken for what it only notes down."""
         self._events.append(event)
-        self._urgent = self._urgent or isinstance(event, Ended | Call)
+        self._urgent = self._urgent or isinstance(event, Ended | Call | Refused)
 
     def _watch(self, fd: int, events: int, handler: Callable[[Any, int], None], subject: Any = None) -> None:
         known = self._watched.get(fd, 0)
@@ -319,39 +339,61 @@ class Runner:
             del self._watched[fd]
             self._selector.unregister(fd)
             return
-        self._watched[fd] = events
         if known:
             self._selector.modify(fd, events, (handler, subject))
         else:
             self._selector.register(fd, events, (handler, subject))
+        self._watched[fd] = events
 
     # Starting and stopping
 
     def _start(self, request: RunRequest) -> None:
-        if request.execution_id in self._runs:
-            raise ValueError(f"execution {request.execution_id} is running already")
         try:
             told = request.encoded(self._compiled.get(request))
-            self._ensure_server()
-            run = Run(request, self._output_limit)
         except (TypeError, ValueError) as error:
-            self._refuse(request, Outcome(Status.FAILED, error=f"cannot start: {error}", permanent=True))
+            outcome = Outcome(Status.FAILED, error=f"cannot start: {error}", permanent=True)
+            self._leave(Ended(request.execution_id, outcome))
             return
-        except OSError as error:
-            self._refuse(request, Outcome(Status.FAILED, error=f"cannot start a process: {error.strerror}"))
+        if request.execution_id in self._runs:
+            # Ids are given anew after a restored backup: this one's former run is being killed.
+            self._leave(
+                Refused(request.execution_id, "a process of another run with its number is still there")
+            )
             return
-        self._runs[run.id] = run
-        self._send(run, told)
+        try:
+            self._hand_over(request, told)
+        except (OSError, MemoryError) as error:
+            self._leave(Refused(request.execution_id, f"cannot start a process: {_cause(error)}"))
+
+    def _hand_over(self, request: RunRequest, told: bytes) -> None:
+        """Have a process made for a run. Raises OSError where none was, nor will be."""
+        server = self._ensure_server()
+        run = Run(request, self._output_limit)
         seconds = inf if request.timeout_seconds is None else request.timeout_seconds
         # Also a run that may go on without its lease does not start without it.
         lease = inf if run.lease is None else run.lease - self._lease_margin
-        with run.child_ends() as fds:
-            self._order(START, run, seconds, lease, self._grace, fds=fds)
-        if self._lease_end(run) != lease and run.id in self._runs:
+        self._runs[run.id] = run
+        try:
+            with run.child_ends() as fds:
+                self._send(run, told)
+                server.order(START, run.id, (seconds, lease, self._grace), fds)
+        except (OSError, MemoryError) as error:
+            self._forget(run)
+            if isinstance(error, TimeoutError | ConnectionError):
+                self._on_server_death(server, stuck=isinstance(error, TimeoutError))
+            raise
+        if self._lease_end(run) != lease:
             self._order(LEASE, run, self._lease_end(run))
 
-    def _refuse(self, request: RunRequest, outcome: Outcome) -> None:
-        self._leave(Ended(request.execution_id, outcome))
+    def _refuse(self, run: Run, reason: str) -> None:
+        self._forget(run)
+        if not run.dropped:
+            self._leave(Refused(run.id, reason))
+
+    def _forget(self, run: Run) -> None:
+        del self._runs[run.id]
+        self._listen(run, closing=True)
+        run.close()
 
     def _lease_end(self, run: Run) -> float:
         if run.lease is None or not run.request.stop_before_lease_end:
@@ -369,8 +411,13 @@ class Runner:
         if self._closing:
             raise RuntimeError("the runner is closed")
         if self._server is None:
-            self._server = Server(self.job_directory, self._name)
-            self._watch(self._server.socket.fileno(), selectors.EVENT_READ, self._on_server, self._server)
+            server = Server(self.job_directory, self._name)
+            try:
+                self._watch(server.socket.fileno(), selectors.EVENT_READ, self._on_server, server)
+            except OSError:
+                server.close()
+                raise
+            self._server = server
         return self._server
 
     def _order(
@@ -388,11 +435,13 @@ class Runner:
         if server is not self._server:
             return
         try:
-            news = server.receive()
+            self._hear(server)
         except (EOFError, ConnectionError):
             self._on_server_death(server)
-            return
-        for item in news:
+
+    def _hear(self, server: Server) -> None:
+        for item in server.receive():
+            server.ready = server.ready or item.what == READY
             run = self._runs.get(item.run_id)
             if run is not None:
                 self._on_news(run, item)
@@ -405,20 +454,31 @@ class Runner:
         elif news.what == REFUSED and news.cause == LOST_LEASE:
             self._end(run, lambda: Outcome(Status.LOST, error=LOST_LEASE_ERROR))
         elif news.what == REFUSED:
-            error = f"cannot start a process: {os.strerror(news.number)}"
-            self._end(run, lambda: Outcome(Status.FAILED, error=error))
+            self._refuse(run, f"cannot start a process: {os.strerror(news.number)}")
         elif news.what == STARTED and not run.dropped:
             self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
 
     def _on_server_death(self, server: Server, stuck: bool = False) -> None:
         """A job killed the fork server, or it is stuck. Its runs end with it; the next start makes a new one."""
+        if server is not self._server:
+            return  # known already
+        self._hear_the_last_of(server)
         self._watch(server.socket.fileno(), 0, self._on_server)
         self._server = None
         how = server.bury(stuck)
         log.error("the fork server %s; runs killed with it: %s", how, sorted(self._runs))
-        error = f"the process that starts the jobs {how}, and this run was killed with it"
+        error = f"the process that starts the jobs {how}"
         for run in list(self._runs.values()):
-            self._end(run, partial(conclude_alone, run, error))
+            if not server.ready:
+                self._refuse(run, error)
+                continue
+            self._end(run, partial(conclude_alone, run, f"{error}, and this run was killed with it"))
+
+    def _hear_the_last_of(self, server: Server) -> None:
+        """What a fork server said before it died: which runs had ended, and whether it made any process."""
+        with contextlib.suppress(OSError, EOFError):
+            while server.has_news():
+                self._hear(server)
 
     def _end(self, run: Run, ending: Callable[[], Outcome]) -> None:
         try:
@@ -426,9 +486,7 @@ class Runner:
         except Exception:
             log.exception("the end of the run could not be read", extra={"execution": run.id})
             outcome = Outcome(Status.FAILED, error="how the run ended could not be read")
-        del self._runs[run.id]
-        self._listen(run, closing=True)
-        run.close()
+        self._forget(run)
         if not run.dropped:
             self._leave(Ended(run.id, outcome))
 
@@ -549,6 +607,10 @@ class Runner:
             run.unsent += data
             run.send()
             self._listen(run)
+
+
+def _cause(error: OSError | MemoryError) -> str:
+    return getattr(error, "strerror", None) or str(error) or "out of memory"
 
 
 class _Compiled:

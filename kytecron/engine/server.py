@@ -60,6 +60,8 @@ class Server:
         # Orders are small and at once taken. If they are not for so long, something is wrong over there.
         self.socket.settimeout(ORDER_SECONDS)
         self._unread = b""
+        self.ready = False
+        """It has said that it takes orders: from then on a process may have been made of a run."""
         self._started = boot_time()
         directory.mkdir(parents=True, exist_ok=True)  # a run may have removed it
         with theirs, _held_back():

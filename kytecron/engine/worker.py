@@ -22,7 +22,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,20 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.errors import Invalid, KytecronError, NotFound, Unreadable
+from ..core.errors import KytecronError, NotFound, Unreadable
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, tzdata_order
-from ..core.states import UNSUCCESSFUL, Outcome, Status
+from ..core.states import UNSUCCESSFUL, Claim, Outcome, Status, draw_token
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
+from ..services.registry import Trouble
 from ..store import db, schema
+from ..store.claims import StopRequest
 from .child import boot_time
-from .runner import Call, Ended, Progressed, Runner, RunRequest, Started
+from .limits import affordable
+from .runner import Call, Ended, Progressed, Refused, Runner, RunRequest, Started
 from .statistics import Statistics
 from .telling import Rarely
+from .trouble import PausedJobs, Shortage
 from .upkeep import Upkeep
 
 log = logging.getLogger(__name__)
@@ -84,7 +88,10 @@ class _Run:
     pieces: list[tuple[int, str, bool]] = field(default_factory=list)
     """Output that was taken from the runner, until it is stored; see `lifecycle.Progress`."""
     progress: tuple[float, str] | None = None
-    cancelling: bool = False
+    stopping: bool = False
+    """It was told to stop."""
+    released: bool = False
+    """Somebody has released its lock: it ends as lost, and this worker writes so."""
     settle_at: float = 0.0
     """When its result may be brought again, on the monotonic clock: it was locked, or its job."""
     busy_pause: float = BUSY_PAUSE_SECONDS
@@ -109,7 +116,10 @@ class CronWorker:
     """A worker process. `run()` works until `stop()` or a signal; tests call `step()`."""
 
     def __init__(self, settings: Settings, *, drain: bool = False) -> None:
-        self.settings = settings
+        concurrency, self._limited = affordable(settings.concurrency)
+        if self._limited:
+            log.warning("this worker is limited: %s", self._limited)
+        settings = self.settings = replace(settings, concurrency=concurrency)
         self.drain = drain
         """Work off what is due, then end."""
         self.worker_id = f"{socket.gethostname()[:60]}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
@@ -148,9 +158,14 @@ class CronWorker:
         """Due runs were left over when this worker last looked or claimed."""
         self._skew = timedelta(0)
         """This machine's clock less the database's."""
-        self._claim_unknown = False
-        self._given_up: set[int] = set()
-        """Runs stopped here whose rows may still name this worker: they never start a second time."""
+        self._unsure: int | None = None
+        """The token of a claim whose COMMIT has not answered: it holds runs, or none."""
+        self._given_up: set[Claim] = set()
+        """Claims lost here whose rows may still name this worker: whoever judges their leases ends them."""
+        self._shortage = Shortage(concurrency)
+        self._paused = PausedJobs()
+        self._trouble_told: Trouble | None = None
+        self._files = db.files_of(self.engine)
         self._outage_since: float | None = None
         self._told = Rarely()
         self.left_because: str | None = None
@@ -244,12 +259,13 @@ class CronWorker:
         return busy
 
     def _finished(self) -> bool:
-        idle = not self._runs and not self._ended and not self._claim_unknown
+        idle = not self._runs and not self._ended and self._unsure is None
         if self._stopping_since is not None:
             # Results that the database will not take are given up once no lease can protect them any more.
             patience = self.settings.grace_seconds + self.settings.lease_seconds
             return idle or time.monotonic() - self._stopping_since > patience
-        return self.drain and idle and self._looked_at > 0 and not self._due_now()
+        looked = self._looked_at > 0 and not self._must_look()
+        return self.drain and idle and looked and not self._due_now() and not self._pauses()
 
     def _sleep(self) -> None:
         """Wait for the next duty, the next due instant or a wake, whichever comes first."""
@@ -275,6 +291,7 @@ class CronWorker:
     # -- what the processes said -----------------------------------------------------------------------------
 
     def _collect(self) -> None:
+        refused: str | None = None
         for event in self.runner.collect():
             held = self._runs.get(event.execution_id)
             if held is None:
@@ -282,20 +299,29 @@ class CronWorker:
             match event:
                 case Started(started_at=moment):
                     self.statistics.started((moment - self._skew - held.run.due_time).total_seconds())
+                    self._shortage.started(time.monotonic())
                 case Progressed(percent=percent, note=note):
                     held.progress = (percent, note)
                 case Call():
                     self._answer(event, held)
                 case Ended(outcome=outcome):
                     self._take_ending(held, outcome)
+                case Refused(reason=refused):
+                    self._give_back(held)
+        if refused is not None:
+            self._note_shortage(refused)
+
+    def _note_shortage(self, reason: str) -> None:
+        log.warning("a run is given back, nothing is claimed for a while: %s", reason)
+        self._shortage.refused(reason, self._running(), time.monotonic())
 
     def _take_ending(self, held: _Run, outcome: Outcome) -> None:
         execution_id = held.run.claim.execution_id
-        if outcome.status is Status.LOST and not outcome.interrupted:
+        if outcome.status is Status.LOST and not outcome.interrupted and not held.released:
             # The lease ran out here: the row belongs to whoever judges it, this worker writes nothing.
             log.warning("%s", outcome.error, extra=_keys(held.run))
             self.statistics.leases_expired += 1
-            self._given_up.add(execution_id)
+            self._given_up.add(held.run.claim)
             del self._runs[execution_id]
             return
         self._ended.append((held, outcome))
@@ -367,7 +393,10 @@ class CronWorker:
                 held.settle_at = time.monotonic() + held.busy_pause
                 held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
                 continue
-            self.statistics.ended(outcome.status)
+            if outcome.status is Status.PENDING:
+                self._look_by = min(self._look_by, max(time.monotonic(), self._shortage.until))
+            else:
+                self.statistics.ended(outcome.status)
             if outcome.status in UNSUCCESSFUL:
                 _tell(held.run, outcome)
             self._runs.pop(held.run.claim.execution_id, None)
@@ -380,19 +409,19 @@ class CronWorker:
         if not self._runs or now < self._timers.renew:
             return
         before, busy = boot_time(), set[int]()
-        ids = list(self._runs)
+        claims = [held.run.claim for held in self._runs.values()]
         revivable = [key for key, held in self._runs.items() if held.run.continues_without_contact]
         with self._database("renew leases") as attempt:
-            still, busy = lifecycle.renew(
-                self.session, self.worker_id, ids, revivable, self.settings.lease_seconds
-            )
-            for execution_id in ids:
+            still, busy = lifecycle.renew(self.session, claims, revivable, self.settings.lease_seconds)
+            for execution_id in [claim.execution_id for claim in claims]:
                 if execution_id not in busy:
                     self._apply_renewal(execution_id, still, before)
         again_soon = attempt.failed or busy
         self._timers.renew = now + (RENEW_PAUSE_SECONDS if again_soon else self.settings.renew_seconds)
 
-    def _apply_renewal(self, execution_id: int, still: Mapping[int, str | None], before: float) -> None:
+    def _apply_renewal(
+        self, execution_id: int, still: Mapping[int, StopRequest | None], before: float
+    ) -> None:
         if execution_id not in still:
             if any(held.run.claim.execution_id == execution_id for held, _ in self._ended):
                 return  # it has ended: whether its result still counts is for the fence to say
@@ -402,19 +431,20 @@ class CronWorker:
             self._drop(execution_id)
             return
         self.runner.set_lease(execution_id, before + self.settings.lease_seconds)
-        self._maybe_cancel(execution_id, still[execution_id])
+        self._maybe_stop(execution_id, still[execution_id])
 
     def _drop(self, execution_id: int) -> None:
         self.runner.drop(execution_id)
-        self._given_up.add(execution_id)
-        self._runs.pop(execution_id, None)
+        if held := self._runs.pop(execution_id, None):
+            self._given_up.add(held.run.claim)
         self._ended = [item for item in self._ended if item[0].run.claim.execution_id != execution_id]
 
-    def _maybe_cancel(self, execution_id: int, reason: str | None) -> None:
+    def _maybe_stop(self, execution_id: int, asked: StopRequest | None) -> None:
         held = self._runs.get(execution_id)
-        if reason and held and not held.cancelling:
-            held.cancelling = True
-            self.runner.stop(execution_id, Status.CANCELLED, reason)
+        if asked and held and not held.stopping:
+            held.stopping, held.released = True, asked.release
+            status = Status.LOST if asked.release else Status.CANCELLED
+            self.runner.stop(execution_id, status, asked.reason)
 
     def _flush(self) -> None:
         """Store new output and progress of running jobs."""
@@ -488,12 +518,14 @@ class CronWorker:
         look = self._onlooker.ask(
             lifecycle.look,
             self.worker_id,
-            holds_runs=bool(self._runs),
+            held=[held.run.claim for held in self._runs.values()],
+            tags=self.settings.tags,
+            without=self._paused.ids,
             count=crew * self.settings.concurrency if crew > 1 else 1,
         )
         self._skew = wall - look.now
-        for execution_id, reason in look.cancels.items():
-            self._maybe_cancel(execution_id, reason)
+        for execution_id, asked in look.stops.items():
+            self._maybe_stop(execution_id, asked)
         self._looked_at = before
         self._look_by = before + self.settings.poll_interval
         self._slot_late = (look.now - look.slot_due).total_seconds() if look.slot_due else 0.0
@@ -564,83 +596,101 @@ class CronWorker:
 
     def _free_slots(self) -> int:
         """How many runs may start; none while very many results wait that the database does not take."""
-        most = self.settings.concurrency
-        return min(most - self._running(), MOST_UNWRITTEN * most - len(self._ended))
+        room = self._shortage.room(time.monotonic())
+        return min(room - self._running(), MOST_UNWRITTEN * self.settings.concurrency - len(self._ended))
+
+    def _pauses(self) -> bool:
+        """Whether nothing is claimed for a while, because nothing could be started."""
+        return time.monotonic() < self._shortage.until
 
     def _take(self) -> int:
         """Claim as many runs as there are free slots and start them."""
-        if self._claim_unknown:
+        if self._unsure is not None:
             return 0  # `_read_back` comes first
-        before, free = boot_time(), self._free_slots()
-        self._claim_unknown = True  # until COMMIT has answered
+        before, free, token = boot_time(), self._free_slots(), draw_token()
+        self._unsure = token  # until COMMIT has answered
         runs = lifecycle.claim(
-            self.session, self.worker_id, self.settings.tags, free, self.settings.lease_seconds
+            self.session,
+            self.worker_id,
+            self.settings.tags,
+            free,
+            self.settings.lease_seconds,
+            token,
+            self._paused.ids,
         )
-        self._claim_unknown = False
+        self._unsure = None
         if runs or self._backlog:  # else nothing was seen to be due: what was enqueued waits
             self.statistics.claimed(len(runs))
         self._backlog = len(runs) == free
         if not runs:
-            self._run_in = (
-                math.inf
-            )  # it is locked, or asks for a tag that this worker lacks: no reason to spin
+            self._run_in = math.inf  # somebody has it, or has it locked: no reason to spin
         self._start(runs, before + self.settings.lease_seconds)
         return len(runs)
 
     def _read_back(self) -> None:
-        """A claim's COMMIT got no answer, or its runs could not be started: find out what is held, and start it."""
-        if not self._claim_unknown:
+        """A claim's COMMIT got no answer: find out what it holds by its token, and start that."""
+        if self._unsure is None:
             return
         before = boot_time()
         with self._database("read back a claim"):
-            held = {run.claim.execution_id: run for run in lifecycle.held(self.session, self.worker_id)}
+            runs = lifecycle.held(self.session, self.worker_id, self._unsure)
             self.session.rollback()
-            self._given_up &= held.keys()
-            unknown = [run for key, run in held.items() if key not in self._runs.keys() | self._given_up]
+            claims = [run.claim for run in runs]
+            held, busy = lifecycle.renew(self.session, claims, [], self.settings.lease_seconds)
+            self._unsure = None
+            startable = [run for run in runs if run.claim.execution_id in held]
             if self._stopping_since is not None:
-                self._give_back(unknown)
-                return
-            # What somebody has locked is found again by the patrol.
-            still, _ = lifecycle.renew(
-                self.session,
-                self.worker_id,
-                [run.claim.execution_id for run in unknown],
-                [],
-                self.settings.lease_seconds,
-            )
-            self._claim_unknown = False
-            self._start(
-                [run for run in unknown if run.claim.execution_id in still],
-                before + self.settings.lease_seconds,
-            )
+                self._return(startable)
+            else:
+                self._start(startable, before + self.settings.lease_seconds)
+            self._return([run for run in runs if run.claim.execution_id in busy])
+            self._given_up |= {claim for claim in claims if claim.execution_id not in held.keys() | busy}
 
-    def _give_back(self, runs: list[ClaimedRun]) -> None:
-        self._claim_unknown = False
+    def _believe(self, run: ClaimedRun) -> _Run:
+        """Take note that this worker holds a run."""
+        execution_id = run.claim.execution_id
+        if execution_id in self._runs:
+            # Ids were given anew: what was claimed before under this one is no longer in the ledger.
+            log.warning(
+                "execution %s is another run now: the process of the former one is killed", execution_id
+            )
+            self._drop(execution_id)
+        held = self._runs[execution_id] = _Run(run)
+        return held
+
+    def _return(self, runs: list[ClaimedRun]) -> None:
+        """Give back runs that were claimed and are not started."""
         for run in runs:
-            held = self._runs[run.claim.execution_id] = _Run(run)
-            error = "its worker was shut down before it started"
-            self._ended.append((held, Outcome(Status.LOST, error=error, interrupted=True)))
+            self._give_back(self._believe(run))
+
+    def _give_back(self, held: _Run) -> None:
+        """No process of this claim has started: the run is for whoever can start it."""
+        self._ended.append((held, Outcome(Status.PENDING)))
 
     def _start(self, runs: list[ClaimedRun], lease_until: float) -> None:
-        requests: list[RunRequest] = []
-        for run in runs:
-            self._runs[run.claim.execution_id] = _Run(run)
+        """Start what was claimed; what keeps one run from starting keeps no other from it."""
+        if not runs:
+            return
         try:
             granted = self._secrets_for(runs)
             self._code.load(self.session, {run.content_hash for run in runs if run.content_hash})
-            for run in runs:
-                if request := self._request(run, granted.get(run.claim.job_id, {}), lease_until):
-                    requests.append(request)
-        except Exception:
-            # What was claimed and not started is found again by `_read_back` once the database answers.
-            ready = {request.execution_id for request in requests}
-            for run in runs:
-                if run.claim.execution_id not in ready:
-                    del self._runs[run.claim.execution_id]
-            self._claim_unknown = True
+        except Exception as error:
+            self._return(runs)
+            if not db.is_outage(error):
+                self._note_shortage(f"cannot read what it takes to start a run: {db.cause(error)}")
             raise
-        finally:
-            self.runner.start_many(requests)
+        requests = []
+        for run in runs:
+            held = self._believe(run)
+            try:
+                request = self._request(held, granted.get(run.claim.job_id, {}), lease_until)
+            except Exception as error:  # bad rows never stop the worker, nor the runs beside them
+                log.exception("execution %s cannot be started", run.claim.execution_id)
+                self._cannot_start(held, f"{type(error).__name__}: {error}", permanent=False)
+                continue
+            if request is not None:
+                requests.append(request)
+        self.runner.start_many(requests)
         self.session.rollback()
         self._timers.renew = min(self._timers.renew, time.monotonic() + self.settings.renew_seconds)
 
@@ -649,25 +699,27 @@ class CronWorker:
         return secrets.granted_to_jobs(self.session, self.settings, jobs) if jobs else {}
 
     def _request(
-        self, run: ClaimedRun, granted: Mapping[str, str] | KytecronError, lease_until: float
+        self, held: _Run, granted: Mapping[str, str] | KytecronError, lease_until: float
     ) -> RunRequest | None:
-        """What the runner needs; None where the run cannot start, whose ending is then recorded."""
+        """What the runner needs; None where the run cannot start: its ending is recorded, or it is given back."""
+        run = held.run
         if isinstance(granted, KytecronError):
-            # Another worker may have the key that is missing here: worth a retry.
-            self._cannot_start(run, granted, permanent=False)
+            # This worker lacks a key, which is no fault of the job; another worker may have it.
+            log.warning("job %s is left to other workers: %s", run.claim.job_id, granted.message)
+            self._paused.pause(run.claim.job_id, granted.message, time.monotonic())
+            self._give_back(held)
             return None
         if run.problem is not None:
-            self._cannot_start(run, Invalid({"parameters": run.problem}), permanent=True)
+            self._cannot_start(held, run.problem, permanent=True)
             return None
         if run.version is None:
             # Written by hand in SQL, its code to follow: not a reason to give up on the job.
-            skipped = Outcome(Status.SKIPPED, skipped_reason="the job has no code yet")
-            self._ended.append((self._runs[run.claim.execution_id], skipped))
+            self._ended.append((held, Outcome(Status.SKIPPED, skipped_reason="the job has no code yet")))
             return None
         try:
             code = self._code.get(run.content_hash)
         except KytecronError as error:
-            self._cannot_start(run, error, permanent=True)
+            self._cannot_start(held, error.message, permanent=True)
             return None
         return RunRequest(
             execution_id=run.claim.execution_id,
@@ -688,22 +740,31 @@ class CronWorker:
             stop_before_lease_end=not run.continues_without_contact,
         )
 
-    def _cannot_start(self, run: ClaimedRun, error: KytecronError, *, permanent: bool) -> None:
-        problem = Outcome(Status.FAILED, error=f"cannot start: {error.message}", permanent=permanent)
-        self._ended.append((self._runs[run.claim.execution_id], problem))
+    def _cannot_start(self, held: _Run, problem: str, *, permanent: bool) -> None:
+        outcome = Outcome(Status.FAILED, error=f"cannot start: {problem}", permanent=permanent)
+        self._ended.append((held, outcome))
 
     # -- regular duties --------------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        """Tell the registry that this worker is alive."""
+        """Tell the registry that this worker is alive, and what troubles it, as soon as that changes."""
         now = time.monotonic()
-        if now < self._timers.report:
+        if now < self._timers.report and self._trouble() == self._trouble_told:
             return
         self._timers.report = now + self.settings.renew_seconds
         with self._database("report"):
             self._say_alive()
 
+    def _trouble(self) -> Trouble | None:
+        """What keeps this worker from starting runs, the worst first."""
+        limited = [self._limited] if self._limited else []
+        if reason := self._shortage.reason(time.monotonic()):
+            return Trouble("; ".join([reason, *limited]), jobs=None)
+        reasons = [*self._paused.reasons(), *limited]
+        return Trouble("; ".join(reasons), jobs=sorted(self._paused.ids)) if reasons else None
+
     def _say_alive(self) -> None:
+        trouble = self._trouble()
         registry.report(
             self.session,
             self.worker_id,
@@ -712,7 +773,9 @@ class CronWorker:
             draining=self._stopping_since is not None,
             clock_skew_ms=round(self._skew.total_seconds() * 1000, 1),
             statistics=self.statistics.as_dict(),
+            trouble=trouble,
         )
+        self._trouble_told = trouble
 
     def _patrol(self) -> None:
         """See to leases that ended, workers that are gone, held runs, jobs that have no slot yet, and messages."""
@@ -722,6 +785,8 @@ class CronWorker:
         self._timers.patrol = now + PATROL_SECONDS
         with self._database("look at the schema"):
             self._leave_if_outdated()
+        self._compare_with_runner()
+        self._notice_other_files()
         with self._database("patrol"):
             found = self._onlooker.ask(lifecycle.irregularities)
             others = found.holders.keys() - {self.worker_id}
@@ -731,8 +796,8 @@ class CronWorker:
                 self._crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
                 self._compare_tzdata()
             self.session.rollback()
-            if found.holders.get(self.worker_id, 0) > len(self._runs):
-                self._claim_unknown = True  # a COMMIT that was given up for lost has arrived late
+            self._compare_with_ledger(found.holders.get(self.worker_id, 0))
+            self._try_paused_jobs(now)
             # Who was itself without the database gives the others time to renew before it judges them.
             if gone or (found.expired and now >= self._judge_after):
                 reaped = lifecycle.reap(self.session, gone)
@@ -783,6 +848,61 @@ class CronWorker:
         if self._replan_after is not None:
             self._timers.patrol = 0  # there is more
 
+    def _compare_with_runner(self) -> None:
+        """What this worker believes it runs and what is run for it must be the same."""
+        running = self.runner.running
+        for execution_id in running - self._runs.keys():
+            log.error(
+                "a process of execution %s is run that this worker knows nothing of: killed", execution_id
+            )
+            self.runner.drop(execution_id)
+        ended = {held.run.claim.execution_id for held, _ in self._ended}
+        for execution_id in self._runs.keys() - running - ended:
+            log.error("execution %s is held and not run: ended", execution_id)
+            lost = Outcome(Status.LOST, error="its worker lost track of its process", interrupted=True)
+            self._ended.append((self._runs[execution_id], lost))
+
+    def _compare_with_ledger(self, rows: int) -> None:
+        """What the ledger says this worker holds and what it believes must be the same.
+
+        They differ when the database was restored from a backup, and when a COMMIT that was given up arrives late.
+        """
+        if not rows and not self._runs:
+            self._given_up.clear()
+            return
+        held = self._onlooker.ask(lifecycle.claims_of, self.worker_id)
+        self._given_up &= held
+        believed = {run.run.claim for run in self._runs.values()}
+        strangers = {claim for claim in held - believed - self._given_up if claim.token != self._unsure}
+        if strangers:
+            ended = lifecycle.disown(self.session, strangers)
+            log.warning("executions named this worker, which knows nothing of them: %s ended as lost", ended)
+        if believed - {run.run.claim for run, _ in self._ended} - held:
+            self._timers.renew = 0  # which decides, under locks, what is no longer this worker's
+
+    def _try_paused_jobs(self, now: float) -> None:
+        """Look whether the secrets of paused jobs can be decrypted by now."""
+        if not (jobs := self._paused.due(now)):
+            return
+        granted = secrets.granted_to_jobs(self.session, self.settings, jobs)
+        self.session.rollback()
+        for job_id in jobs:
+            if isinstance(error := granted.get(job_id), KytecronError):
+                self._paused.pause(job_id, error.message, now)
+            else:
+                self._paused.lift(job_id)
+                self._look_by = 0
+
+    def _notice_other_files(self) -> None:
+        """An SQLite file that was put in the place of this one, from a backup say, is opened; the old one let go."""
+        before, self._files = self._files, db.files_of(self.engine)
+        if any(old not in (None, new) for old, new in zip(before, self._files, strict=True)):
+            log.warning("the database file was replaced: it is opened anew")
+            self._onlooker.close()
+            self.session.close()
+            self.engine.dispose()
+            self._timers.renew = self._timers.report = 0
+
     # -- shutdown --------------------------------------------------------------------------------------------
 
     def _watch_signals(self) -> None:
@@ -811,8 +931,8 @@ class CronWorker:
     def _interrupt(self, grace_seconds: float | None) -> None:
         """Stop what runs; its rows are given back at once."""
         for execution_id, held in self._runs.items():
-            if not held.cancelling or grace_seconds == 0:
-                held.cancelling = True
+            if not held.stopping or grace_seconds == 0:
+                held.stopping = True
                 self.runner.stop(
                     execution_id,
                     Status.LOST,

@@ -13,7 +13,6 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .. import config
 from ..config import Settings, default_settings
 from ..core.errors import Conflict
 from ..store import db, schema
@@ -72,29 +71,19 @@ class Service:
 def open_database(settings: Settings) -> Engine:
     """An engine on an up-to-date database. A new SQLite file gets its tables here, so that a first program runs.
 
-    Raises Conflict, with the command to run, for any other database whose tables are not those of this version, and
-    where this machine has an installation whose settings this process was not given.
+    Raises Conflict, with the command to run, for any other database whose tables are not those of this version.
     """
     engine = db.make_engine(settings)
     if _is_new_sqlite(engine):
         if not settings.says_where:
-            _tell_of_second_installation(settings)
+            log.warning(
+                "A new database: %s. Set KYTECRON_DATABASE_URL for another one", db.shown(settings.url)
+            )
         schema.upgrade(engine)
     if problem := schema.behind(engine):
         engine.dispose()
         raise Conflict(problem)
     return engine
-
-
-def _tell_of_second_installation(settings: Settings) -> None:
-    if config.INSTALLED.exists():
-        raise Conflict(
-            f"This machine's settings are in {config.INSTALLED}, and this process has not got them: it would begin an "
-            f"installation of its own in {settings.instance_path}. Load them first, or set KYTECRON_DATABASE_URL"
-        )
-    log.warning(
-        "A new database is made: %s. Set KYTECRON_DATABASE_URL for another one", db.shown(settings.url)
-    )
 
 
 def _is_new_sqlite(engine: Engine) -> bool:

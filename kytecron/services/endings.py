@@ -64,7 +64,7 @@ def end(
     now = now or db.now(session)
     jobs = {**jobs, **claims.read_jobs(session, _to_read_whole(jobs, ended))}
     tallies = {job_id: _Tally(job) for job_id, job in jobs.items()}
-    retries: dict[int, datetime] = {}
+    retries: dict[int, tuple[datetime, int]] = {}
     for row, outcome in ended:
         _store_output(session, row.id, outcome)
         tally = tallies.get(row.cron_job)
@@ -72,13 +72,16 @@ def end(
             continue
         decision = _decide(tally.job, row, outcome, now)
         if isinstance(decision, retry.RetryAt):
-            retries[row.id] = decision.when
+            retries[row.id] = decision.when, row.interruptions + outcome.interrupted
             if decision.note:
                 log.warning("%s", decision.note, extra={"job": row.cron_job, "execution": row.id})
         tally.add(row, outcome, decision, now)
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
     again = claims.read_runs(session, retries.keys())
-    claims.insert_slots(session, [_retry_row(row, retries[row_id]) for row_id, row in again.items()])
+    claims.insert_slots(
+        session,
+        [_retry_row(row, tallies[row.cron_job].job, *retries[row_id]) for row_id, row in again.items()],
+    )
     touched = [tally for tally in tallies.values() if tally.counts]
     _plan_after_completion(session, touched, now)
     claims.update_jobs(session, [tally.row() for tally in touched if tally.values])
@@ -112,16 +115,40 @@ def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decisi
     policy = retry.Policy(
         job.retry_strategy, job.max_retries, job.retry_delay_seconds, job.retry_max_delay_seconds
     )
-    decision = retry.decide(policy, row.retry_count, outcome, now)
-    gone = job.deleted_at is not None or job.in_dead_letter_queue or _was_disabled_by_person(job)
-    # Asked to stop: it may have failed or vanished first, but nobody wants it again.
-    gone = gone or row.cancel_reason is not None
-    return retry.Done() if gone and not isinstance(decision, retry.Done) else decision
+    decision = retry.decide(policy, row.retry_count, outcome, now, interruptions=row.interruptions)
+    unwanted = why_unwanted(job, row) is not None
+    return retry.Done() if unwanted and not isinstance(decision, retry.Done) else decision
+
+
+def why_unwanted(job: Any, row: Any) -> str | None:
+    """Why nobody wants another attempt at a run, or one that is given back; None where somebody does."""
+    if row.cancel_reason is not None:
+        return str(row.cancel_reason)
+    if job.deleted_at is not None:
+        return "the job was deleted"
+    if job.in_dead_letter_queue:
+        return "the job went to the dead letter queue"
+    return "the job was disabled" if _was_disabled_by_person(job) else None
 
 
 def _was_disabled_by_person(job: Any) -> bool:
     # A job that disabled itself with its last slot (max_runs, ends_at) still owes that slot its retries.
     return not job.enabled and not slots.ended_by_itself(job)
+
+
+def give_back(session: Session, jobs: Mapping[int, Any], rows: Sequence[Any], now: datetime | None) -> None:
+    """Let locked running rows of which no process has started wait for another claim, unless nobody wants them now."""
+    whole = claims.read_jobs(session, {row.cron_job for row in rows})
+    wanted: list[tuple[Any, Any]] = []
+    unwanted: list[tuple[Any, Outcome]] = []
+    for row in rows:
+        job = whole.get(row.cron_job)
+        if job is not None and (reason := why_unwanted(job, row)):
+            unwanted.append((row, Outcome(Status.CANCELLED, error=reason)))
+        else:
+            wanted.append((row, job))
+    claims.give_back(session, wanted)
+    end(session, jobs, unwanted, now)
 
 
 def _final_values(row: Any, outcome: Outcome, now: datetime) -> dict[str, Any]:
@@ -165,7 +192,8 @@ def _store_output(session: Session, execution_id: int, outcome: Outcome) -> None
         )
 
 
-def _retry_row(row: Any, when: datetime) -> dict[str, Any]:
+def _retry_row(row: Any, job: Any, when: datetime, interruptions: int) -> dict[str, Any]:
+    """The next attempt after `row`, for a worker that the job asks for now: it may have been moved meanwhile."""
     return claims.new_run(
         cron_job=row.cron_job,
         scheduled_time=row.scheduled_time,
@@ -175,9 +203,10 @@ def _retry_row(row: Any, when: datetime) -> dict[str, Any]:
         parent_execution=row.id,
         origin=row.origin,
         due_time=when,
-        queue_time=claims.queue_time(when, row.priority),
-        priority=row.priority,
-        worker_tag=row.worker_tag,
+        queue_time=claims.queue_time(when, job.priority),
+        priority=job.priority,
+        worker_tag=job.worker_tag,
+        interruptions=interruptions,
         parameters=row.parameters,
         parents_used=row.parents_used,
         note=row.note,

@@ -1,6 +1,7 @@
 """The way of a run, each step one transaction on the database's clock.
 
     enqueue_due -> claim -> (append_output, renew)* -> settle
+    a run that could not be started: settle with PENDING, which gives it back
     a vanished worker: reap, which settles with LOST; a pending run called off: cancel
 
 Every step locks jobs first and executions second. What an ending means stands in `endings`.
@@ -20,11 +21,11 @@ from sqlalchemy.orm import Session
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
-from ..core.states import ACTIVE, Claim, Origin, Outcome, Status
+from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, draw_token
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion
-from . import audit, endings, slots
+from . import audit, endings, registry, slots
 from .audit import Actor
 
 log = logging.getLogger(__name__)
@@ -49,23 +50,37 @@ class Look:
     slot_due: datetime | None
     due: int
     """How many runs are due, as far as they were counted."""
-    cancels: dict[int, str]
-    """Runs of this worker that somebody asked to stop, with the reason."""
+    stops: dict[int, claims.StopRequest]
+    """Runs of this worker that somebody asked to stop."""
 
 
-def look(at: db.At, worker_id: str, *, holds_runs: bool, count: int = 1) -> Look:
-    """When the next pending run and the next slot are due, and which runs are to be stopped.
+def look(
+    at: db.At,
+    worker_id: str,
+    *,
+    held: Collection[Claim],
+    tags: Collection[str] = (),
+    without: Collection[int] = (),
+    count: int = 1,
+) -> Look:
+    """When the next run and the next slot are due, and which of the runs `held` are to be stopped.
 
-    Due runs are counted up to `count`. Reads a few index rows.
+    Runs count that a worker with `tags` may take, but of the jobs `without`. Due ones are counted up to `count`.
+    Reads a few index rows.
     """
-    instants = claims.next_instants(at, count)
-    cancels = claims.cancel_requests(at, worker_id) if holds_runs else {}
-    return Look(instants.now, instants.run, instants.slot, instants.due, cancels)
+    instants = claims.next_instants(at, count, tags, without)
+    stops = claims.stop_requests(at, worker_id, held) if held else {}
+    return Look(instants.now, instants.run, instants.slot, instants.due, stops)
 
 
 def irregularities(at: db.At) -> claims.Irregularities:
     """What needs `reap`, `release_waiting`, `adopt` or `notify.deliver`. Reads only."""
     return claims.irregularities(at)
+
+
+def claims_of(at: db.At, worker_id: str) -> set[Claim]:
+    """All that the ledger says this worker holds: to be compared with what it knows. Reads only."""
+    return claims.claims_of(at, worker_id)
 
 
 # -- due slots become executions -----------------------------------------------------------------------------
@@ -245,19 +260,30 @@ class ClaimedRun:
 
 @transactional
 def claim(
-    session: Session, worker_id: str, tags: Collection[str], limit: int, lease_seconds: float
+    session: Session,
+    worker_id: str,
+    tags: Collection[str],
+    limit: int,
+    lease_seconds: float,
+    token: int | None = None,
+    without: Collection[int] = (),
 ) -> list[ClaimedRun]:
-    """Take up to `limit` due runs under a lease of `lease_seconds`, most urgent first."""
-    rows = claims.take(session, worker_id, tags, limit, timedelta(seconds=lease_seconds))
-    return [_claimed(row, worker_id) for row in rows]
+    """Take up to `limit` due runs, but of the jobs `without`, under a lease of `lease_seconds`, most urgent first.
+
+    Whoever wants to find them again after a lost COMMIT (`held`) has drawn the token beforehand.
+    """
+    token = token or draw_token()
+    lease = timedelta(seconds=lease_seconds)
+    rows = claims.take(session, worker_id, tags, limit, lease, token, without)
+    return [_claimed(row, worker_id, token) for row in rows]
 
 
-def held(session: Session, worker_id: str) -> list[ClaimedRun]:
-    """Runs that the database says this worker holds: to be compared with what it knows after a lost COMMIT."""
-    return [_claimed(row, worker_id) for row in claims.runs_held_by(session, worker_id)]
+def held(session: Session, worker_id: str, token: int) -> list[ClaimedRun]:
+    """Runs that a claim has taken whose COMMIT got no answer."""
+    return [_claimed(row, worker_id, token) for row in claims.runs_held_by(session, worker_id, token)]
 
 
-def _claimed(row: Any, worker_id: str) -> ClaimedRun:
+def _claimed(row: Any, worker_id: str, token: int) -> ClaimedRun:
     objects = {
         "the parameters of the job": row.job_parameters,
         "the parameters of the run": row.parameters,
@@ -266,7 +292,7 @@ def _claimed(row: Any, worker_id: str) -> ClaimedRun:
     wrong = [name for name, value in objects.items() if not isinstance(value, dict | None)]
     defaults, given, state = ({} if wrong else value or {} for value in objects.values())
     return ClaimedRun(
-        claim=Claim(row.id, row.cron_job, worker_id, row.retry_count),
+        claim=Claim(row.id, row.cron_job, worker_id, row.retry_count, token),
         job_name=row.name or "",
         version=row.run_version,
         content_hash=row.content_hash,
@@ -290,21 +316,17 @@ def _claimed(row: Any, worker_id: str) -> ClaimedRun:
 class Renewed(NamedTuple):
     """What became of leases that were to be extended."""
 
-    held: dict[int, str | None]
-    """Those extended, each with a reason to cancel the run or None."""
+    held: dict[int, claims.StopRequest | None]
+    """Those extended, each with the request to stop the run or None."""
     busy: set[int]
     """Somebody has locked them: they are held, and keep the lease they had."""
 
 
 @transactional
 def renew(
-    session: Session,
-    worker_id: str,
-    held_ids: Collection[int],
-    revivable: Collection[int],
-    lease_seconds: float,
+    session: Session, held: Collection[Claim], revivable: Collection[int], lease_seconds: float
 ) -> Renewed:
-    """Extend the leases of `held_ids`.
+    """Extend the leases of the claims `held`.
 
     What is missing from the answer is no longer this worker's: kill it and write nothing. `revivable` are runs
     whose job goes on without contact (`on_lost_contact = continue`): their lease may have ended meanwhile,
@@ -312,7 +334,7 @@ def renew(
     """
     now = db.now(session)
     until = now + timedelta(seconds=lease_seconds)
-    return Renewed(*claims.extend(session, worker_id, held_ids, revivable, now, until))
+    return Renewed(*claims.extend(session, held, revivable, now, until))
 
 
 @dataclass(slots=True)
@@ -350,7 +372,7 @@ def append_output(session: Session, reports: Sequence[Progress]) -> Stored:
             for seq, text, is_tail in report.pieces
         ]
         if values := _progress_values(report):
-            claims.note_progress(session, execution, values)
+            claims.note_progress(session, rows[execution], values)
     claims.append_output(session, pieces)
     return Stored({report.claim.execution_id for report in reports} - rows.keys() - taken, taken)
 
@@ -380,12 +402,30 @@ def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
     """End runs that are held as claimed: final state, retry or dead letter, dependants, counters, messages.
 
     The result of a run that is no longer held is dropped; what is locked does not keep the others waiting.
+    Of what is PENDING no process has started: it is given back, and waits for another claim.
     """
     jobs, taken, now = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
     rows, busy = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
-    endings.end(session, jobs, ours, now)
+    final = [(row, outcome) for row, outcome in ours if outcome.status is not Status.PENDING]
+    endings.end(session, jobs, final, now)
+    if returned := [row for row, outcome in ours if outcome.status is Status.PENDING]:
+        endings.give_back(session, jobs, returned, now)
     return Settled(set(rows), busy | {claim.execution_id for claim, _ in ended if claim.job_id in taken})
+
+
+@transactional
+def disown(session: Session, strangers: Collection[Claim]) -> list[int]:
+    """End as lost what names a worker that knows nothing of it, and runs nothing for it; a next attempt follows.
+
+    So it is with what a restored backup brings back. Nothing of it is the job's fault: it uses up no retry.
+    """
+    jobs, taken, now = claims.lock_free_jobs(session, (claim.job_id for claim in strangers))
+    rows, _ = claims.lock_held(session, [claim for claim in strangers if claim.job_id not in taken])
+    problem = "its worker does not run it: the database was restored, or a claim came to it late"
+    lost = Outcome(Status.LOST, error=problem, interrupted=True)
+    endings.end(session, jobs, [(row, lost) for row in rows.values()], now)
+    return list(rows)
 
 
 @transactional
@@ -553,17 +593,32 @@ def cancel(session: Session, execution_id: int, actor: Actor, reason: str = "") 
 
 @transactional
 def release_lock(session: Session, execution_id: int, actor: Actor) -> CronJobExecution:
-    """Take a run from its worker by force: it ends as lost and is retried. The worker kills what it still runs."""
+    """Take a run from its worker: it ends as lost and is retried.
+
+    A worker that may be alive is asked to stop the run first, and ends it then, within a poll and the grace: two
+    attempts must not run at once. Where the worker has vanished, or its lease has ended, the run ends now.
+    """
     job_id = _read(session, execution_id).cron_job
     jobs = claims.lock_jobs(session, [job_id])
     row = claims.lock_runs(session, [execution_id])[execution_id]
     if row.status != Status.RUNNING:
         raise Conflict(f"Execution {execution_id} is {row.status}; only a running one is locked")
-    endings.end(session, jobs, [(row, Outcome(Status.LOST, error=f"lock released by {actor.name}"))])
+    reason = f"lock released by {actor.name}"
+    if _may_still_run(session, row):
+        claims.ask_to_release(session, row, reason)
+    else:
+        endings.end(session, jobs, [(row, Outcome(Status.LOST, error=reason))])
     audit.record(
         session, actor, "release_lock", ("execution", execution_id), before={"locked_by": row.locked_by}
     )
     return _read(session, execution_id)
+
+
+def _may_still_run(session: Session, row: Any) -> bool:
+    """Whether the holder of a running execution may have a process of it."""
+    if row.locked_until is None or row.locked_until < db.now(session):
+        return False  # its worker has killed it in time
+    return row.locked_by is not None and registry.may_be_alive(session, row.locked_by)
 
 
 @transactional

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Collection, Sequence
@@ -20,6 +21,8 @@ from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronWorkerRecord
+
+log = logging.getLogger(__name__)
 
 WORKER: Any = CronWorkerRecord.__table__
 HEARD_SECONDS = 60.0
@@ -57,12 +60,29 @@ def _boot_id() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """The kernel's start time of a process in clock ticks since boot; None when it is gone."""
+    """The kernel's start time of a process in clock ticks since boot; None when it is gone.
+
+    Raises OSError where that cannot be seen: whoever has no descriptor left must not take others for gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in ("Z", "X") else fields[19]  # a zombie runs no more
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What keeps a worker from starting runs, in words for people."""
+
+    text: str
+    jobs: list[int] | None
+    """The jobs that it keeps from starting; None: all."""
+
+
+def hinders(worker: CronWorkerRecord, job_id: int) -> bool:
+    """Whether a worker's trouble keeps it from starting runs of a job."""
+    return worker.trouble is not None and (worker.trouble_jobs is None or job_id in worker.trouble_jobs)
 
 
 @transactional
@@ -75,6 +95,7 @@ def report(
     draining: bool,
     clock_skew_ms: float,
     statistics: dict[str, Any],
+    trouble: Trouble | None = None,
 ) -> None:
     """Say that a worker is alive, and how it is."""
     now = db.now(session)
@@ -99,6 +120,12 @@ def report(
     record.draining = draining
     record.clock_skew_ms = clock_skew_ms
     record.statistics = statistics
+    record.trouble = trouble.text[:500] if trouble else None
+    record.trouble_jobs = trouble.jobs if trouble else None
+    if not trouble:
+        record.trouble_since = None
+    elif record.trouble_since is None:
+        record.trouble_since = now
 
 
 @transactional
@@ -189,7 +216,21 @@ def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
     return _gone(rows.all())
 
 
+def may_be_alive(session: Session, worker_id: str) -> bool:
+    """Whether a worker may still run what it holds: it reported before it claimed, and nobody knows of its end."""
+    record = session.get(CronWorkerRecord, worker_id, populate_existing=True)
+    return record is not None and record.stopped_at is None and not gone(session, [worker_id])
+
+
 def _gone(rows: Sequence[Any]) -> set[str]:
+    try:
+        return _ended(rows)
+    except OSError as error:
+        log.warning("whether other workers are gone cannot be seen: %s", error.strerror)
+        return set()
+
+
+def _ended(rows: Sequence[Any]) -> set[str]:
     here = this_process()
     if not here.boot_id or not _sees_every_process():
         return set()
@@ -228,10 +269,10 @@ def _sees_every_process() -> bool:
 
 def _named_in_command_lines(names: Collection[str]) -> set[str]:
     found: set[str] = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
         try:
-            arguments = path.read_bytes().split(b"\0")
-        except OSError:
+            arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
         found.update(name for name in names if name.encode() in arguments)
     return found

@@ -117,8 +117,8 @@ def granted_to_jobs(
 ) -> dict[int, dict[str, str] | KytecronError]:
     """The secrets that jobs may read, in plain text, for their processes and for masking their output.
 
-    Jobs without any are left out. A job with one that cannot be decrypted with the keys set here has the error
-    in its place: it must not start without, and must not keep the others from starting.
+    Jobs without any are left out. A job with one that cannot be decrypted with the keys set here, whatever is wrong
+    with them, has the error in its place: it must not start without, and must not keep the others from starting.
     """
     query = (
         sa.select(CronJobSecret.cron_job, CronSecret.name, CronSecret.ciphertext)
@@ -134,6 +134,17 @@ def granted_to_jobs(
         except KytecronError as error:
             granted[job_id] = error
     return granted
+
+
+def unreadable(session: Session, settings: Settings) -> dict[str, str]:
+    """The secrets that cannot be decrypted with the keys set here, by name, each with the reason."""
+    found: dict[str, str] = {}
+    for row in session.execute(sa.select(CronSecret.name, CronSecret.ciphertext).order_by(CronSecret.name)):
+        try:
+            _decrypt(_cipher(settings), row.name, row.ciphertext)
+        except KytecronError as error:
+            found[row.name] = error.message
+    return found
 
 
 @transactional
@@ -174,7 +185,11 @@ def _check(name: str, value: str) -> None:
 
 
 def _cipher(settings: Settings) -> MultiFernet:
-    keys = settings.secrets_key_list()
+    try:
+        keys = [Fernet(key.strip()) for key in settings.secrets_key_list()]
+    except (OSError, ValueError) as error:
+        problem = f"The key in {settings.instance_path / 'secrets-key'} cannot be used: {error}"
+        raise Invalid({"KYTECRON_SECRETS_KEYS": problem}) from None
     if not keys:
         raise Invalid(
             {
@@ -182,13 +197,13 @@ def _cipher(settings: Settings) -> MultiFernet:
                 f"for example to the output of: {NEW_SECRETS_KEY}"
             }
         )
-    return MultiFernet([Fernet(key) for key in keys])
+    return MultiFernet(keys)
 
 
 def _decrypt(cipher: MultiFernet, name: str, ciphertext: bytes) -> str:
     try:
         return cipher.decrypt(ciphertext).decode()
-    except InvalidToken:
+    except (InvalidToken, TypeError, UnicodeDecodeError):
         raise Conflict(
             f"The secret {name} was encrypted with a key that is not in KYTECRON_SECRETS_KEYS. "
             "Put that key back, or set the secret again."

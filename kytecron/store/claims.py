@@ -212,6 +212,8 @@ def new_run(**values: Any) -> dict[str, Any]:
         "rerun": 0,
         "retry_count": 0,
         "is_retry": False,
+        "given_back": 0,
+        "interruptions": 0,
         "parent_execution": None,
         "queue_time": None,
         "waiting_for": None,
@@ -333,21 +335,32 @@ def reassign_pending(session: Session, job_id: int, priority: int, worker_tag: s
 # -- executions: held by a worker ----------------------------------------------------------------------------
 
 
-def take(session: Session, worker_id: str, tags: Collection[str], limit: int, lease: timedelta) -> list[Row]:
-    """Move up to `limit` due runs to `running` under a lease for `worker_id`; returns them with their jobs."""
-    ids, now = _lock_due(session, tags, limit)
+def take(
+    session: Session,
+    worker_id: str,
+    tags: Collection[str],
+    limit: int,
+    lease: timedelta,
+    token: int,
+    without: Collection[int] = (),
+) -> list[Row]:
+    """Move up to `limit` due runs to `running` under a lease for `worker_id`; returns them with their jobs.
+
+    Runs of the jobs `without` are left to others.
+    """
+    ids, now = _lock_due(session, tags, limit, without)
     if not ids:
         return []
     runs = _CLAIMED_RUNS.rows(session, {"ids": ids})
     held = {"locked_by": worker_id, "locked_at": now, "locked_until": now + lease, "started_at": now}
-    pending = {"row_status": Status.PENDING, "status": Status.RUNNING, **held}
+    pending = {"row_status": Status.PENDING, "status": Status.RUNNING, "token": token, **held}
     started = [{"row_id": run.id, "version": run.run_version, **pending} for run in runs]
     _update_each(session, RUN, ("row_id", "row_status"), started)
     return runs
 
 
-@lru_cache(maxsize=4)
-def _due_runs(dialect: str, skip_locked: bool) -> Prepared:
+@lru_cache(maxsize=8)
+def _due_runs(dialect: str, skip_locked: bool, passing_over: bool) -> Prepared:
     due_time, now = RUN.c.due_time, _clock(dialect)
     if dialect == "sqlite":
         # A plus sign keeps SQLite from the index of due times, which would have it sort the whole backlog.
@@ -360,6 +373,7 @@ def _due_runs(dialect: str, skip_locked: bool) -> Prepared:
             PENDING,
             RUN.c.worker_tag == sa.bindparam("tag"),
             due_time <= now,
+            *_not_of(passing_over),
         )
         .order_by(RUN.c.queue_time)
         .limit(sa.bindparam("most"))
@@ -367,18 +381,33 @@ def _due_runs(dialect: str, skip_locked: bool) -> Prepared:
     )
 
 
-def _lock_due(session: Session, tags: Collection[str], limit: int) -> tuple[list[int], datetime]:
+def _not_of(passing_over: bool) -> tuple[Any, ...]:
+    """The condition that leaves runs of certain jobs, the parameter `ids`, to others."""
+    return (RUN.c.cron_job.not_in(IDS),) if passing_over else ()
+
+
+def _few_lengths(ids: Collection[int]) -> list[int]:
+    """The same set as a list whose length is a power of two: a statement is compiled for each length of its list."""
+    listed = sorted(ids)
+    return listed + listed[-1:] * ((1 << (len(listed) - 1).bit_length()) - len(listed)) if listed else []
+
+
+def _lock_due(
+    session: Session, tags: Collection[str], limit: int, without: Collection[int] = ()
+) -> tuple[list[int], datetime]:
     """Ids of due runs, locked, and the time. Runs that another worker has locked do not count against the limit.
 
     Without SKIP LOCKED (MySQL 5.7, MariaDB before 10.6) a second worker waits here for the first one's short
     transaction, and at READ COMMITTED then sees what that one left.
     One query per tag: a query over several tags would sort, and a sorting one locks every due row it reads.
     """
-    query = _due_runs(db.connection(session).dialect.name, db.supports_skip_locked(session))
+    skip_locked = db.supports_skip_locked(session)
+    query = _due_runs(db.connection(session).dialect.name, skip_locked, bool(without))
+    others = {"ids": _few_lengths(without)} if without else {}
     ids: list[int] = []
     now = datetime.now(UTC)
     for tag in _tags_by_urgency(session, tags):
-        found = query.rows(session, {"tag": tag, "now": now, "most": limit - len(ids)})
+        found = query.rows(session, {"tag": tag, "now": now, "most": limit - len(ids), **others})
         ids += [row.id for row in found]
         now = found[-1].now if found else now
         if len(ids) >= limit:
@@ -435,46 +464,54 @@ _WITH_JOB = sa.select(
 )
 """What a worker needs to know to start a run."""
 _CLAIMED_RUNS = Prepared(_WITH_JOB.where(RUN.c.id.in_(IDS)).order_by(RUN.c.queue_time))
-_RUNS_HELD_BY = Prepared(_WITH_JOB.where(RUNNING, RUN.c.locked_by == sa.bindparam("holder")))
+_RUNS_HELD_BY = Prepared(
+    _WITH_JOB.where(RUNNING, RUN.c.locked_by == sa.bindparam("holder"), RUN.c.token == sa.bindparam("token"))
+)
 
 
-def runs_held_by(session: Session, worker_id: str) -> list[Row]:
-    """Running executions that carry this worker's name: what a lost COMMIT reply may have left."""
-    return _RUNS_HELD_BY.rows(session, {"holder": worker_id})
+def runs_held_by(session: Session, worker_id: str, token: int) -> list[Row]:
+    """Running executions that one claim of this worker took: what its lost COMMIT reply may have left."""
+    return _RUNS_HELD_BY.rows(session, {"holder": worker_id, "token": token})
+
+
+class StopRequest(NamedTuple):
+    """Somebody asked for a run to be stopped."""
+
+    reason: str
+    release: bool
+    """It is to be given up as lost, and tried again; otherwise it is cancelled."""
+
+
+def _asked_to_stop(row: Row) -> StopRequest | None:
+    if row.cancel_reason is not None:
+        return StopRequest(row.cancel_reason, release=False)
+    return None if row.release_reason is None else StopRequest(row.release_reason, release=True)
 
 
 def extend(
-    session: Session,
-    worker_id: str,
-    ids: Collection[int],
-    revivable: Collection[int],
-    now: datetime,
-    until: datetime,
-) -> tuple[dict[int, str | None], set[int]]:
-    """Renew leases; returns what is still held, each with the reason to cancel it, if any.
+    session: Session, held: Collection[Claim], revivable: Collection[int], now: datetime, until: datetime
+) -> tuple[dict[int, StopRequest | None], set[int]]:
+    """Renew the leases of claims; returns what is still held, each with the request to stop it, if any.
 
     And the ids of those that are held and could not be renewed, because somebody has locked their rows: the others
     do not wait for them. A lease that ended is never renewed, even where nobody has judged it yet, unless its job
     said so (`revivable`).
     """
-    alive = sa.or_(RUN.c.locked_until > now, RUN.c.id.in_(list(revivable)))
-    held = (RUN.c.id.in_(list(ids)), RUN.c.status == Status.RUNNING, RUN.c.locked_by == worker_id)
-    renew = sa.update(RUN).where(*held, alive).values(locked_until=until)
-    if db.supports_skip_locked(session):
-        free = session.scalars(sa.select(RUN.c.id).where(*held, alive).with_for_update(skip_locked=True))
-        renew = renew.where(RUN.c.id.in_(free.all()))
-    _count(session, renew)
-    rows = session.execute(
-        sa.select(RUN.c.id, RUN.c.cancel_reason, RUN.c.locked_until, alive.label("alive")).where(*held)
-    )
-    renewed: dict[int, str | None] = {}
-    taken: set[int] = set()
-    for row_id, reason, locked_until, is_alive in rows:
-        if locked_until >= until:
-            renewed[row_id] = reason
-        elif is_alive:
-            taken.add(row_id)
-    return renewed, taken
+    wanted = {claim.execution_id: claim for claim in held}
+    if not wanted:
+        return {}, set()
+
+    def alive(row: Row) -> bool:
+        unended = row.locked_until is not None and row.locked_until > now
+        return _holds(wanted[row.id], row) and (unended or row.id in revivable)
+
+    query = _LOCK_FREE_HOLDERS if db.supports_skip_locked(session) else _LOCK_HOLDERS
+    rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
+    renewed = [row for row in rows.values() if alive(row)]
+    _write_fenced(session, [(row, {"locked_until": until}) for row in renewed])
+    missing = sorted(wanted.keys() - rows.keys())
+    taken = _HOLDERS.rows(session, {"ids": missing}) if missing else ()
+    return {row.id: _asked_to_stop(row) for row in renewed}, {row.id for row in taken if alive(row)}
 
 
 def _with_followers(query: Any) -> Any:
@@ -495,8 +532,8 @@ _RUNS = (
 _LOCK_RUNS = Prepared(_with_followers(_RUNS).with_for_update())
 _READ_RUNS = Prepared(_RUNS)
 ON_SETTLING = (
-    *("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "cancel_reason"),
-    *("scheduled_time", "due_time", "started_at", "version", "output_bytes"),
+    *("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "token", "cancel_reason"),
+    *("scheduled_time", "due_time", "started_at", "version", "output_bytes", "given_back", "interruptions"),
 )
 """The columns of an execution that most endings need to know."""
 _RUNS_ON_SETTLING = _with_followers(
@@ -534,16 +571,32 @@ def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Ro
     return held, {row.id for row in taken if _holds(wanted[row.id], row)}
 
 
-_HOLDERS = Prepared(
-    sa.select(RUN.c.id, RUN.c.status, RUN.c.locked_by, RUN.c.retry_count).where(RUN.c.id.in_(IDS))
+_HOLDINGS = sa.select(
+    *(
+        RUN.c[name]
+        for name in ("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "token")
+    ),
+    *(RUN.c[name] for name in ("cancel_reason", "release_reason")),
 )
+"""Who holds a run, and whether somebody asked for it to be stopped."""
+_HOLDERS_OF = _HOLDINGS.where(RUN.c.id.in_(IDS)).order_by(RUN.c.id)
+_HOLDERS = Prepared(_HOLDERS_OF)
+_LOCK_HOLDERS = Prepared(_HOLDERS_OF.with_for_update())
+_LOCK_FREE_HOLDERS = Prepared(_HOLDERS_OF.with_for_update(skip_locked=True))
 
 
 def _holds(claim: Claim, row: Row) -> bool:
-    held: bool = (
-        row.status == Status.RUNNING and row.locked_by == claim.locked_by and row.retry_count == claim.attempt
+    held: bool = row.status == Status.RUNNING and _claim_of(row) == (
+        claim.locked_by,
+        claim.attempt,
+        claim.token,
     )
     return held
+
+
+def _claim_of(row: Row) -> tuple[str, int, int]:
+    """What of a row tells one claim from another."""
+    return row.locked_by or "", row.retry_count, row.token or 0
 
 
 def expired(session: Session, now: datetime, limit: int) -> list[Claim]:
@@ -557,34 +610,65 @@ def held_by(session: Session, worker_ids: Collection[str], limit: int) -> list[C
 
 
 def _claims(session: Session, condition: Any, limit: int) -> list[Claim]:
-    query = (
-        sa.select(RUN.c.id, RUN.c.cron_job, RUN.c.locked_by, RUN.c.retry_count)
-        .where(condition)
-        .order_by(RUN.c.id)
-        .limit(limit)
-    )
-    return [
-        Claim(row.id, row.cron_job, row.locked_by or "", row.retry_count) for row in session.execute(query)
-    ]
+    query = _HOLDINGS.where(condition).order_by(RUN.c.id).limit(limit)
+    return [Claim(row.id, row.cron_job, *_claim_of(row)) for row in session.execute(query)]
+
+
+_CLAIMS_OF = Prepared(
+    _HOLDINGS.where(RUN.c.status == Status.RUNNING, RUN.c.locked_by == sa.bindparam("holder"))
+)
+
+
+def claims_of(at: db.At, worker_id: str) -> set[Claim]:
+    """All that the ledger says this worker holds."""
+    rows = _CLAIMS_OF.rows(at, {"holder": worker_id})
+    return {Claim(row.id, row.cron_job, *_claim_of(row)) for row in rows}
 
 
 # -- executions: ending --------------------------------------------------------------------------------------
 
 
+FENCE = ("row_id", "row_status", "row_attempt", "row_holder", "row_token")
+"""What a row must still be for a write about it to count."""
+
+
+def fence(row: Row) -> dict[str, Any]:
+    """The values of FENCE that a row was locked with."""
+    holder, attempt, token = _claim_of(row)
+    return {
+        "row_id": row.id,
+        "row_status": row.status,
+        "row_attempt": attempt,
+        "row_holder": holder,
+        "row_token": token,
+    }
+
+
 def finish(session: Session, ended: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
-    """Write final states over the state, the holder and the attempt that the rows were locked with."""
-    parameters = [
-        {
-            "row_id": row.id,
-            "row_status": row.status,
-            "row_attempt": row.retry_count,
-            "row_holder": row.locked_by or "",
-            **values,
-        }
-        for row, values in ended
-    ]
-    if _update_each(session, RUN, ("row_id", "row_status", "row_attempt", "row_holder"), parameters) != len(
-        ended
+    """Write final states over the state, the holder, the attempt and the token that the rows were locked with."""
+    _write_fenced(session, ended)
+
+
+def give_back(session: Session, returned: Sequence[tuple[Row, Row]]) -> None:
+    """Let locked running rows, of which no process has started, wait for another claim.
+
+    They keep their place in the queue: each comes with its job (or None), whose priority and tag it takes on.
+    """
+    _write_fenced(session, [(row, _as_pending(row, job)) for row, job in returned])
+
+
+def _as_pending(row: Row, job: Row) -> dict[str, Any]:
+    unclaimed = ("locked_by", "locked_at", "locked_until", "token", "started_at", "version", "release_reason")
+    values = dict.fromkeys(unclaimed) | {"status": Status.PENDING, "given_back": row.given_back + 1}
+    if job is None:
+        return values
+    place = queue_time(row.due_time or row.scheduled_time, job.priority)
+    return values | {"priority": job.priority, "worker_tag": job.worker_tag, "queue_time": place}
+
+
+def _write_fenced(session: Session, written: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
+    if _update_each(session, RUN, FENCE, [{**fence(row), **values} for row, values in written]) != len(
+        written
     ):
         raise RuntimeError("a locked execution changed under its lock")
 
@@ -597,6 +681,11 @@ def ask_to_cancel(session: Session, execution_id: int, reason: str) -> int:
         .where(RUN.c.id == execution_id, RUN.c.status == Status.RUNNING)
         .values(cancel_reason=reason[:500]),
     )
+
+
+def ask_to_release(session: Session, row: Row, reason: str) -> None:
+    """Ask the worker that holds a locked row to stop the run and to end it as lost; it is seen within a poll."""
+    _write_fenced(session, [(row, {"release_reason": reason[:500]})])
 
 
 # -- output --------------------------------------------------------------------------------------------------
@@ -615,29 +704,36 @@ def drop_live_tail(session: Session, execution_id: int) -> int:
     )
 
 
-def note_progress(session: Session, execution_id: int, values: Mapping[str, Any]) -> int:
+def note_progress(session: Session, row: Row, values: Mapping[str, Any]) -> None:
     """Write progress or the amount of output of a running execution that the caller has locked."""
-    return _count(
-        session,
-        sa.update(RUN).where(RUN.c.id == execution_id, RUN.c.status == Status.RUNNING).values(**values),
-    )
+    _write_fenced(session, [(row, values)])
 
 
 # -- waking --------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=8)
-def _next_instants(dialect: str, counts: bool) -> Prepared:
-    now, pending = _clock(dialect), PENDING
-    runs = sa.select(sa.func.min(RUN.c.due_time)).where(pending)
+@lru_cache(maxsize=32)
+def _next_instants(dialect: str, counts: bool, tags: int, passing_over: bool) -> Prepared:
+    now, tag = _clock(dialect), RUN.c.worker_tag
+    if dialect == "sqlite":
+        # A plus sign keeps SQLite from the index of the queue, which would have it sort all that wait.
+        tag = UnaryExpression(tag, operator=custom_op("+"), type_=tag.type)
+    runs = sa.select(RUN.c.due_time).where(
+        PENDING,
+        tag.in_([sa.bindparam(f"tag{number}", type_=RUN.c.worker_tag.type) for number in range(tags)]),
+        *_not_of(passing_over),
+    )
+    for name in db.MYSQL_DIALECTS:
+        runs = runs.with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_due)", name)
+    first = runs.where(RUN.c.due_time.is_not(None)).order_by(RUN.c.due_time).limit(1)
     slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
     columns = [
         now.label("now"),
-        runs.scalar_subquery().label("run"),
+        first.scalar_subquery().label("run"),
         slots.scalar_subquery().label("slot"),
     ]
     if counts:
-        due = sa.select(RUN.c.id).where(pending, RUN.c.due_time <= now).limit(sa.bindparam("most")).subquery()
+        due = runs.where(RUN.c.due_time <= now).limit(sa.bindparam("most")).subquery()
         columns.append(sa.select(sa.func.count()).select_from(due).scalar_subquery().label("due"))
     return Prepared(sa.select(*columns))
 
@@ -652,14 +748,19 @@ class NextInstants(NamedTuple):
     """How many runs are due, as far as they were counted."""
 
 
-def next_instants(at: db.At, most: int = 1) -> NextInstants:
+def next_instants(
+    at: db.At, most: int = 1, tags: Collection[str] = (), without: Collection[int] = ()
+) -> NextInstants:
     """When the next pending run and the next slot are due, and how many runs of up to `most` are due already.
 
-    Reads the first rows of indexes.
+    Of runs only those count that a worker with `tags` may take, and that are not of the jobs `without`. Reads the
+    first rows of indexes; runs for other workers that are due earlier are passed over within the index.
     """
-    counts = most > 1
-    query = _next_instants(db.connection(at).dialect.name, counts)
-    (row,) = query.rows(at, {"now": datetime.now(UTC), "most": most})
+    counts, wanted = most > 1, ["", *sorted(tags)]
+    query = _next_instants(db.connection(at).dialect.name, counts, len(wanted), bool(without))
+    given: dict[str, Any] = {"now": datetime.now(UTC), "most": most}
+    given |= {f"tag{number}": tag for number, tag in enumerate(wanted)}
+    (row,) = query.rows(at, given | ({"ids": _few_lengths(without)} if without else {}))
     due = row.due if counts else int(row.run is not None and row.run <= row.now)
     return NextInstants(row.now, row.run, row.slot, due)
 
@@ -708,18 +809,23 @@ def irregularities(at: db.At) -> Irregularities:
     )
 
 
-_CANCEL_REQUESTS = Prepared(
-    sa.select(RUN.c.id, RUN.c.cancel_reason).where(
+_STOP_REQUESTS = Prepared(
+    _HOLDINGS.where(
         RUNNING,
         RUN.c.locked_by == sa.bindparam("holder"),
-        RUN.c.cancel_reason.is_not(None),
+        sa.or_(RUN.c.cancel_reason.is_not(None), RUN.c.release_reason.is_not(None)),
     )
 )
 
 
-def cancel_requests(at: db.At, worker_id: str) -> dict[int, str]:
-    """Runs of this worker that somebody asked to stop."""
-    return {row.id: row.cancel_reason for row in _CANCEL_REQUESTS.rows(at, {"holder": worker_id})}
+def stop_requests(at: db.At, worker_id: str, held: Collection[Claim]) -> dict[int, StopRequest]:
+    """Which of this worker's claims somebody asked to stop."""
+    known = {claim.execution_id: claim for claim in held}
+    return {
+        row.id: request
+        for row in _STOP_REQUESTS.rows(at, {"holder": worker_id})
+        if row.id in known and _holds(known[row.id], row) and (request := _asked_to_stop(row))
+    }
 
 
 KEYS: Mapping[str, Any] = {
@@ -729,6 +835,7 @@ KEYS: Mapping[str, Any] = {
     "row_status": RUN.c.status,
     "row_attempt": RUN.c.retry_count,
     "row_holder": sa.func.coalesce(RUN.c.locked_by, ""),
+    "row_token": sa.func.coalesce(RUN.c.token, 0),
 }
 """What rows are found by, under the names that `_update_each` takes."""
 

@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import math
+import os
 import random
 import sqlite3
 import time
@@ -495,6 +496,24 @@ def _retryable(error: DBAPIError, waited: float) -> bool:
 def is_row_conflict(error: BaseException) -> bool:
     """Whether a deadlock or somebody's lock on a row stopped this transaction. The database itself is well."""
     return code_of(error) in MYSQL_RETRYABLE | POSTGRES_RETRYABLE
+
+
+def files_of(engine: Engine) -> tuple[int | None, ...]:
+    """What the files of an SQLite database are now: they differ once somebody has put others in their place.
+
+    An open connection goes on with the files that it opened, whatever stands under their names.
+    """
+    path = engine.url.database
+    if engine.dialect.name != "sqlite" or not path or path == ":memory:":
+        return ()
+    return tuple(_inode(f"{path}{suffix}") for suffix in ("", "-wal"))
+
+
+def _inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def now(at: At) -> datetime:

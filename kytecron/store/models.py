@@ -238,9 +238,18 @@ class CronJobExecution(Base):
     cancel_reason: Mapped[str | None] = mapped_column(sa.String(500))
     """Set: whoever runs this is asked to stop it."""
 
+    release_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    """Set: whoever runs this is asked to stop it and to give it up as lost."""
+
     locked_by: Mapped[str | None] = mapped_column(sa.String(100))
     locked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    token: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """Drawn by the worker for the claim that holds this row: see `core.states.Claim`."""
+    given_back: Mapped[int] = _number(0)
+    """How often a worker claimed this run and could not start it."""
+    interruptions: Mapped[int] = _number(0)
+    """How many attempts before this one a worker's own shutdown cut short: they use up no retries."""
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     duration_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
@@ -264,7 +273,8 @@ class CronJobExecution(Base):
             "cron_job", "scheduled_time", "rerun", "retry_count", name="uq_CronJobExecution_slot"
         ),
         sa.Index("ix_CronJobExecution_queue", "status", "worker_tag", "queue_time"),
-        sa.Index("ix_CronJobExecution_due", "status", "due_time"),
+        # The tag, so that runs for other workers are passed over within the index.
+        sa.Index("ix_CronJobExecution_due", "status", "due_time", "worker_tag"),
         # Both databases append the primary key, so these three also give pages of lists.
         sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
         sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
@@ -439,6 +449,11 @@ class CronWorkerRecord(Base):
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     statistics: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    trouble: Mapped[str | None] = mapped_column(sa.String(500))
+    """What keeps this worker from starting runs, for people."""
+    trouble_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    trouble_jobs: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """The jobs that the trouble keeps from starting; NULL: all."""
 
     __table_args__ = (MYSQL,)
 

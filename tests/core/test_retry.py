@@ -75,8 +75,18 @@ def test_without_retries_the_first_failure_is_the_last():
 @pytest.mark.parametrize("status", sorted(UNSUCCESSFUL))
 def test_a_run_cut_short_by_our_own_shutdown_starts_again_at_once_and_never_dead_letters(status, permanent):
     outcome = Outcome(status, interrupted=True, permanent=permanent)
-    assert decide(Policy(), 0, outcome, NOW) == RetryAt(NOW)
-    assert decide(Policy(), 3, outcome, NOW) == Done()
+    for policy in (Policy(), Policy(max_retries=0)):
+        assert decide(policy, 0, outcome, NOW) == RetryAt(NOW)
+        assert decide(policy, 10, outcome, NOW, interruptions=7) == RetryAt(NOW)
+
+
+def test_attempts_cut_short_by_a_shutdown_use_up_no_retries_and_lengthen_no_delay():
+    policy = Policy(max_retries=2, delay_seconds=60)
+    assert decide(policy, 10, FAILED, NOW, interruptions=10) == RetryAt(NOW + timedelta(seconds=60))
+    assert decide(policy, 11, FAILED, NOW, interruptions=10) == RetryAt(NOW + timedelta(seconds=120))
+    assert decide(policy, 12, FAILED, NOW, interruptions=10) == DeadLetter(
+        "failed 3 times, the last: exited with status 3"
+    )
 
 
 @pytest.mark.parametrize("status", sorted(ACTIVE))

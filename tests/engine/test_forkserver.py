@@ -152,6 +152,7 @@ def test_a_fork_server_that_hangs_is_replaced(
     runs = make_runs()
     stuck = runs.runner.server_pid
     assert stuck is not None
+    runs.run("return 'it has begun'")  # one that stops earlier made no process, and its runs are refused
     os.kill(stuck, 19)  # SIGSTOP
     requests = [runs.request(NOOP) for _ in range(400)]  # more than its socket takes
     runs.runner.start_many(requests)

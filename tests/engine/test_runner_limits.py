@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from kytecron.core.states import Status
 from kytecron.engine.child import boot_time
-from kytecron.engine.runner import Ended, Started
+from kytecron.engine.runner import Ended, Refused, Started
 from tests.runs import Runs, is_alive, wait_until
 
 IGNORES_SIGTERM = (
@@ -269,11 +270,19 @@ def test_a_start_is_reported_with_its_process_and_time(runs: Runs) -> None:
     assert started.pid != os.getpid()
 
 
-def test_starting_an_execution_twice_is_refused(runs: Runs) -> None:
-    request = runs.request("class Job(CronJobBase):\n    def execute(self): __import__('time').sleep(60)")
-    runs.runner.start(request)
-    with pytest.raises(ValueError, match="running already"):
-        runs.runner.start(request)
+def test_a_start_that_is_refused_keeps_no_other_of_its_batch_from_it(runs: Runs) -> None:
+    """A number whose former process is being killed, and what JSON cannot hold."""
+    code = "class Job(CronJobBase):\n    def execute(self): return self.execution.id"
+    stubborn = runs.start("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)")
+    again = replace(runs.request(code), execution_id=stubborn)
+    unspeakable = replace(runs.request(code), parameters={"a": object()})
+    others = [runs.request(code) for _ in range(2)]
+    runs.runner.start_many([others[0], again, unspeakable, others[1]])
+    assert "number" in runs.wait_for(Refused, stubborn).reason
+    assert runs.outcome(unspeakable.execution_id).status is Status.FAILED
+    for request in others:
+        assert runs.outcome(request.execution_id).result == request.execution_id
+    assert runs.of(Ended, stubborn) == [], "the one that was there goes on"
 
 
 def test_nothing_can_be_started_after_close(runs: Runs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from kytecron.core.states import Status
-from kytecron.engine.runner import Ended, Runner
+from kytecron.engine.forkserver import SPARES
+from kytecron.engine.runner import Ended, Refused, Runner, Started
+from kytecron.engine.server import BOOT
 from tests.runs import Runs, children_of, is_alive, wait_until
 
 ESCAPE = """
@@ -268,25 +271,68 @@ def test_a_run_that_had_reported_its_end_survives_the_death_of_the_fork_server(r
     assert (outcome.status, outcome.result) == (Status.COMPLETED, "done")
 
 
-def test_a_fork_server_that_cannot_start_fails_the_run_with_the_cause(
+def test_a_fork_server_that_cannot_start_refuses_the_run_with_the_cause(
     make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kytecron.engine.server.BOOT", "import sys; sys.exit(7)")
     runs = make_runs()
-    outcome = runs.run("return 1")
-    assert outcome.status is Status.FAILED
-    assert "exited with status 7" in (outcome.error or "")
+    assert "exited with status 7" in runs.wait_for(Refused, runs.start("return 1")).reason
 
 
-def test_no_room_for_another_process_fails_the_run_with_the_cause(
+def test_no_room_for_another_process_refuses_the_run_with_the_cause(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_more() -> tuple[int, int]:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(os, "pipe", no_more)
-    outcome = runs.run("return 1")
-    assert outcome.error == "cannot start a process: Too many open files"
+    refused = runs.wait_for(Refused, runs.start("return 1"))
+    assert refused.reason == "cannot start a process: Too many open files"
+
+
+@pytest.mark.parametrize("whose", ["worker", "fork server"])
+def test_runs_for_which_there_are_no_descriptors_are_refused_and_the_others_go_on(
+    runs: Runs, whose: str
+) -> None:
+    """The limit on open files is set for real, on one of the two processes, while runs are on."""
+    first = runs.start("time.sleep(60)")
+    runs.pid(first)
+    pid = os.getpid() if whose == "worker" else runs.runner.server_pid
+    assert pid is not None
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 2, limits[1]))
+    try:
+        crowd = [runs.start("time.sleep(60)") for _ in range(20)]
+        told = [runs.wait_for(Started | Refused, one) for one in crowd]
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    refused = [event for event in told if isinstance(event, Refused)]
+    assert refused
+    assert {event.reason for event in refused} == {"cannot start a process: Too many open files"}
+    assert all(is_alive(event.pid) for event in told if isinstance(event, Started))
+    assert runs.of(Ended, first) == []
+    assert runs.run("return 'goes on'").result == "goes on"
+    left = [run for run in (first, *crowd) if run in runs.runner.running]
+    assert len(left) == 1 + len(crowd) - len(refused)
+    for run in left:
+        runs.runner.stop(run, Status.CANCELLED, "enough", grace_seconds=0)
+        assert runs.outcome(run).status is Status.CANCELLED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user whose processes are limited")
+def test_no_process_left_for_the_user_refuses_the_run(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become = (
+        "import os; from kytecron.engine import forkserver as f; f.prepare(); f.prepare = lambda: None; "
+        f"f.resource.setrlimit(f.resource.RLIMIT_NPROC, ({SPARES + 2},) * 2); os.setuid(31987); "
+    )
+    monkeypatch.setattr("kytecron.engine.server.BOOT", BOOT.replace("serve(int", f"{become}serve(int"))
+    runs = make_runs()
+    told = [runs.wait_for(Started | Refused, runs.start("time.sleep(60)")) for _ in range(SPARES + 3)]
+    assert [type(event) for event in told] == [Started] * (SPARES + 1) + [Refused] * 2
+    assert told[-1].reason == "cannot start a process: Resource temporarily unavailable"
 
 
 RUNNER = """

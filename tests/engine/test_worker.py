@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
+from kytecron.core.states import draw_token
 from kytecron.services import deadletters, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
@@ -216,11 +217,11 @@ def test_a_job_that_asks_for_what_no_database_can_answer_is_told_and_harms_nobod
         assert worker.stop()["completed"] == 1
 
 
-def test_a_worker_starts_what_the_ledger_says_it_holds(
+def test_a_worker_starts_nothing_that_the_ledger_says_it_holds_and_it_did_not_claim(
     settings: Settings, session: Session, journal: Journal
 ) -> None:
-    """As when the COMMIT of a claim, given up for lost and read back as not done, arrives late after all."""
-    job = make_job(session, journal.code(), worker_tag="nowhere")
+    """As after a restored backup, and when the COMMIT of a claim that was read back as not done arrives late."""
+    job = make_job(session, journal.code(), worker_tag="nowhere", max_retries=0)
     with working(settings) as worker:
         run = lifecycle.trigger(session, job.id, actor=ANNA)
         name = wait_for(lambda: session.scalar(sa.select(CronWorkerRecord.worker_id)) or session.rollback())
@@ -228,12 +229,18 @@ def test_a_worker_starts_what_the_ledger_says_it_holds(
         claim = sa.update(CronJobExecution).where(CronJobExecution.id == run.id)
         session.execute(
             claim.values(
-                status="running", locked_by=name, started_at=now, locked_until=now + timedelta(hours=1)
+                status="running",
+                locked_by=name,
+                token=draw_token(),
+                started_at=now,
+                locked_until=now + timedelta(hours=1),
             )
         )
         session.commit()
-        wait_for_statuses(session, job, "completed")
-        assert worker.stop()["completed"] == 1
+        lost, _ = wait_for_statuses(session, job, "lost", "pending")
+        assert "does not run it" in (lost.error or "")
+        assert worker.stop()["executed"] == 0
+    assert journal.entries() == []
 
 
 def test_a_job_without_code_is_skipped_with_words_until_it_has_some(

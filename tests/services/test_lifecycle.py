@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid
-from kytecron.core.states import Claim, Origin, Outcome, Status
+from kytecron.core.states import Claim, Origin, Outcome, Status, draw_token
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
 from kytecron.store import db
@@ -24,7 +25,7 @@ from kytecron.store.models import (
     CronJobExecution,
     CronJobOutput,
 )
-from tests.factories import LEASE, WORKER, add_job, ago, claim_one, fresh, runs_of
+from tests.factories import LEASE, WORKER, add_job, add_worker, ago, claim_one, fresh, runs_of
 
 ANNA = Actor("anna")
 DONE = Outcome(Status.COMPLETED, duration_ms=120)
@@ -178,8 +179,8 @@ def test_overlap_allow_runs_both(session: Session) -> None:
 def test_overlap_replace_stops_the_old_run_and_starts_the_new_one_after_it(session: Session) -> None:
     job, claim = running_job(session, overlap_policy="replace")
     second_slot(session, job)
-    look = lifecycle.look(session, WORKER, holds_runs=True)
-    assert "replaced by a newer run" in look.cancels[claim.execution_id]
+    stop = lifecycle.look(session, WORKER, held=[claim]).stops[claim.execution_id]
+    assert "replaced by a newer run" in stop.reason
     lifecycle.settle(session, [(claim, Outcome(Status.CANCELLED, error="replaced"))])
     assert claim_one(session).execution_id == runs_of(session, job)[1].id
 
@@ -242,8 +243,8 @@ def test_a_job_with_a_tag_runs_only_where_the_tag_is(session: Session) -> None:
 def test_a_lease_is_renewed_for_its_holder_only(session: Session) -> None:
     job, claim = running_job(session)
     before = runs_of(session, job)[0].locked_until
-    assert lifecycle.renew(session, "somebody else", [claim.execution_id], [], 90) == ({}, set())
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 90) == (
+    assert lifecycle.renew(session, [replace(claim, locked_by="somebody else")], [], 90) == ({}, set())
+    assert lifecycle.renew(session, [claim], [], 90) == (
         {claim.execution_id: None},
         set(),
     )
@@ -256,8 +257,8 @@ def test_a_lease_is_renewed_for_its_holder_only(session: Session) -> None:
 def test_a_lease_that_ended_is_never_renewed_unless_the_job_goes_on_without_contact(session: Session) -> None:
     _, claim = running_job(session)
     end_lease(session, claim)
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [], 60) == ({}, set())
-    assert lifecycle.renew(session, WORKER, [claim.execution_id], [claim.execution_id], 60) != ({}, set())
+    assert lifecycle.renew(session, [claim], [], 60) == ({}, set())
+    assert lifecycle.renew(session, [claim], [claim.execution_id], 60) != ({}, set())
 
 
 def end_lease(session: Session, claim: Claim) -> None:
@@ -312,7 +313,7 @@ def test_output_of_a_run_that_is_no_longer_held_is_refused(session: Session) -> 
     kept = lifecycle.Progress(claim, [(0, "one\n", False)], percent=40, note="half way")
     assert lifecycle.append_output(session, [kept]) == (set(), set())
     assert runs_of(session, job)[0].progress_percent == 40
-    stranger = Claim(claim.execution_id, job.id, "somebody else", 0)
+    stranger = replace(claim, locked_by="somebody else")
     late = lifecycle.Progress(stranger, [(1, "two\n", False)])
     assert lifecycle.append_output(session, [late]) == ({claim.execution_id}, set())
     assert list(session.scalars(sa.select(CronJobOutput.text))) == ["one\n"]
@@ -466,8 +467,8 @@ def test_a_pending_run_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(s
     lifecycle.trigger(session, job.id, actor=ANNA)
     claim = claim_one(session)
     lifecycle.cancel(session, claim.execution_id, ANNA, "wrong day")
-    held, _ = lifecycle.renew(session, WORKER, [claim.execution_id], [], 60)
-    assert held == {claim.execution_id: "cancelled by anna: wrong day"}
+    held, _ = lifecycle.renew(session, [claim], [], 60)
+    assert held == {claim.execution_id: ("cancelled by anna: wrong day", False)}
     with pytest.raises(Conflict, match="has ended already"):
         lifecycle.cancel(session, run.id, ANNA)
 
@@ -572,3 +573,162 @@ def test_a_triggered_child_runs_as_soon_as_all_its_parents_have_completed(sessio
         "trigger",
         sorted(c.execution_id for c in claims.values()),
     )
+
+
+# -- the fence, and runs that are given back --------------------------------------------------------------------
+
+GIVEN_BACK = Outcome(Status.PENDING)
+
+
+def test_a_claim_of_another_time_writes_nothing_about_the_row_that_has_its_id_now(session: Session) -> None:
+    """As after a restored backup: same id, same worker, same attempt, another run."""
+    job, claim = running_job(session)
+    before = replace(claim, token=draw_token())
+    late = lifecycle.Progress(before, [(0, "not mine\n", False)], percent=10, note="not mine")
+    assert lifecycle.append_output(session, [late]) == ({claim.execution_id}, set())
+    assert lifecycle.settle(session, [(before, DONE)]) == (set(), set())
+    assert lifecycle.settle(session, [(before, GIVEN_BACK)]) == (set(), set())
+    assert lifecycle.renew(session, [before], [claim.execution_id], 90) == ({}, set())
+    lifecycle.cancel(session, claim.execution_id, ANNA)
+    assert lifecycle.look(session, WORKER, held=[before]).stops == {}
+    assert lifecycle.held(session, WORKER, before.token) == []
+    assert lifecycle.disown(session, [before]) == []
+    (run,) = runs_of(session, job)
+    assert (run.status, run.progress_percent, run.token) == ("running", None, claim.token)
+    assert session.scalar(sa.select(CronJobOutput.text)) is None
+
+
+def test_renewing_compares_each_row_with_its_own_token(session: Session) -> None:
+    """Both tokens are this worker's, and stand on the wrong rows."""
+    (_, first), (_, second) = running_job(session), running_job(session)
+    crossed = [replace(first, token=second.token), replace(second, token=first.token)]
+    assert lifecycle.renew(session, crossed, [], 90) == ({}, set())
+    held, _ = lifecycle.renew(session, [first, crossed[1]], [], 90)
+    assert held == {first.execution_id: None}
+
+
+def test_a_run_that_is_given_back_is_the_same_attempt_and_due_at_once(session: Session) -> None:
+    job, claim = running_job(session, max_retries=0)
+    assert lifecycle.settle(session, [(claim, GIVEN_BACK)]).ended == {claim.execution_id}
+    (run,) = runs_of(session, job)
+    assert (run.status, run.retry_count, run.given_back, run.version) == ("pending", 0, 1, None)
+    assert (run.token, run.locked_by, run.locked_at, run.locked_until, run.started_at) == (None,) * 5
+    again = claim_one(session)
+    assert (again.execution_id, again.attempt) == (claim.execution_id, 0)
+    assert again.token != claim.token
+    assert lifecycle.settle(session, [(claim, DONE)]).ended == set(), "the former claim is over"
+    assert lifecycle.settle(session, [(again, DONE)]).ended == {claim.execution_id}
+    job = fresh(session, job)
+    assert (job.runs_total, job.runs_completed, job.consecutive_failures) == (1, 1, 0)
+
+
+def test_a_run_that_is_given_back_waits_for_the_tag_that_its_job_has_now(session: Session) -> None:
+    job, claim = running_job(session)
+    job.worker_tag, job.priority = "elsewhere", 9
+    session.commit()
+    lifecycle.settle(session, [(claim, GIVEN_BACK)])
+    (run,) = runs_of(session, job)
+    assert (run.worker_tag, run.priority, run.queue_time) == ("elsewhere", 9, run.due_time)
+
+
+@pytest.mark.parametrize("why", ["cancelled", "disabled", "deleted"])
+def test_a_run_that_nobody_wants_any_more_is_not_given_back(session: Session, why: str) -> None:
+    job, claim = running_job(session)
+    if why == "cancelled":
+        lifecycle.cancel(session, claim.execution_id, ANNA)
+    else:
+        job.enabled = False
+        job.deleted_at = ago(session, seconds=1) if why == "deleted" else None
+        session.commit()
+    assert lifecycle.settle(session, [(claim, GIVEN_BACK)]).ended == {claim.execution_id}
+    (run,) = runs_of(session, job)
+    assert run.status == "cancelled"
+    assert why in (run.error or "")
+
+
+def test_ten_shutdowns_use_up_no_retry(session: Session) -> None:
+    job, claim = running_job(session, max_retries=1, retry_strategy="immediate")
+    for _ in range(10):
+        lifecycle.settle(session, [(claim, Outcome(Status.LOST, error="shut down", interrupted=True))])
+        claim = claim_one(session)
+    lifecycle.settle(session, [(claim, failed())])
+    assert not fresh(session, job).in_dead_letter_queue, "one retry is left"
+    last = claim_one(session)
+    assert last.attempt == 11
+    lifecycle.settle(session, [(last, failed())])
+    assert fresh(session, job).in_dead_letter_queue
+    assert "failed 2 times" in (fresh(session, job).dead_letter_reason or "")
+
+
+def test_a_run_cut_short_by_a_shutdown_starts_again_although_the_job_has_no_retries(session: Session) -> None:
+    job, claim = running_job(session, max_retries=0)
+    lifecycle.settle(session, [(claim, Outcome(Status.LOST, error="shut down", interrupted=True))])
+    assert statuses(session, job) == ["lost", "pending"]
+    assert not fresh(session, job).in_dead_letter_queue
+
+
+def test_what_names_a_worker_that_does_not_run_it_is_lost_and_tried_again_without_a_retry(
+    session: Session,
+) -> None:
+    job, claim = running_job(session, max_retries=0)
+    assert lifecycle.claims_of(session, WORKER) == {claim}
+    session.rollback()
+    assert lifecycle.disown(session, [claim]) == [claim.execution_id]
+    assert statuses(session, job) == ["lost", "pending"]
+
+
+def test_a_retry_goes_where_its_job_goes_now(session: Session) -> None:
+    job, claim = running_job(session, retry_strategy="immediate", worker_tag="", priority=5)
+    job.worker_tag, job.priority = "new-host", 8
+    session.commit()
+    lifecycle.settle(session, [(claim, failed())])
+    retried = runs_of(session, job)[1]
+    assert (retried.worker_tag, retried.priority) == ("new-host", 8)
+    assert retried.queue_time == retried.due_time + timedelta(seconds=30)
+
+
+def test_only_runs_that_a_worker_may_take_are_due_for_it(session: Session) -> None:
+    mine, others = add_job(session), add_job(session, worker_tag="nowhere")
+    lifecycle.enqueue_due(session)
+
+    def due(*tags: str, without: tuple[int, ...] = ()) -> tuple[bool, int]:
+        look = lifecycle.look(session, WORKER, held=[], tags=tags, without=without, count=10)
+        session.rollback()
+        return look.run_due is not None and look.run_due <= look.now, look.due
+
+    assert due() == (True, 1)
+    assert due("nowhere") == (True, 2)
+    assert due(without=(mine.id,)) == (False, 0)
+    assert due("nowhere", "x", without=(mine.id, 999, 998)) == (True, 1)
+    assert lifecycle.claim(session, WORKER, (), 5, LEASE, without=[mine.id]) == []
+    (run,) = lifecycle.claim(session, WORKER, ("nowhere",), 5, LEASE, without=[mine.id])
+    assert run.claim.job_id == others.id
+    claim_one(session)
+    assert due() == (False, 0)
+
+
+# -- releasing a lock by hand -----------------------------------------------------------------------------------
+
+
+def test_a_worker_that_lives_is_asked_to_stop_before_its_run_is_lost(session: Session) -> None:
+    add_worker(session)
+    job, claim = running_job(session, retry_strategy="immediate")
+    run = lifecycle.release_lock(session, claim.execution_id, ANNA)
+    assert run.status == "running"
+    asked = ("lock released by anna", True)
+    assert lifecycle.look(session, WORKER, held=[claim]).stops == {claim.execution_id: asked}
+    assert lifecycle.renew(session, [claim], [], 60).held == {claim.execution_id: asked}
+    assert statuses(session, job) == ["running"], "no second attempt while the first may run"
+    lifecycle.settle(session, [(claim, Outcome(Status.LOST, error=asked[0]))])
+    assert statuses(session, job) == ["lost", "pending"]
+
+
+@pytest.mark.parametrize("holder", ["unknown", "signed off", "lease ended"])
+def test_what_nobody_can_be_running_is_released_at_once(session: Session, holder: str) -> None:
+    if holder != "unknown":
+        add_worker(session, stopped_at=db.now(session) if holder == "signed off" else None)
+    job, claim = running_job(session)
+    if holder == "lease ended":
+        end_lease(session, claim)
+    assert lifecycle.release_lock(session, claim.execution_id, ANNA).status == "lost"
+    assert statuses(session, job)[0] == "lost"

@@ -129,11 +129,11 @@ def test_a_constant_in_a_list_and_a_limit_keep_their_places(session: Session, jo
     claims.insert_slots(session, rows)
     found = claims.active_runs(session, jobs)
     assert [run.status for run in found] == ["running", "pending", "pending"], "and each slot once"
-    claimed = claims.take(session, "w:1:a", (), 1, timedelta(seconds=60))
+    claimed = claims.take(session, "w:1:a", (), 1, timedelta(seconds=60), token=7)
     assert [run.id for run in claimed] == [found[1].id]
     one = session.execute(sa.select(RUN).where(RUN.c.id == found[1].id)).one()
-    assert (one.status, one.locked_by, one.locked_until - one.locked_at) == (
-        *("running", "w:1:a"),
+    assert (one.status, one.locked_by, one.token, one.locked_until - one.locked_at) == (
+        *("running", "w:1:a", 7),
         timedelta(seconds=60),
     )
 
