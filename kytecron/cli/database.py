@@ -10,6 +10,7 @@ from flask.cli import ScriptInfo, with_appcontext
 from flask_migrate import cli as theirs
 
 from ..services import upgrading
+from ..store import schema
 from ..store.models import db
 from . import console
 
@@ -32,6 +33,8 @@ def _guarded(migrate: Callable[..., Any]) -> Callable[..., Any]:
     def callback(force: bool, **options: Any) -> Any:
         console.say_which_database(click.get_current_context().ensure_object(ScriptInfo).load_app())
         with console.errors_told():
+            if not options["sql"]:
+                schema.require_ours(db.engine)
             if not force and not options["sql"]:
                 upgrading.require_no_workers(db.engine, console.settings(), options["revision"])
             return migrate(**options)

@@ -234,3 +234,6 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
         ):
             act(engine)
     engine.dispose()
+    cli = CommandLine(create_app(settings))
+    for words in ("db upgrade", "db upgrade --force", "jobs list"):
+        assert "another program's: it has the tables invoices" in cli.error(words, status=1)
