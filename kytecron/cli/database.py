@@ -57,6 +57,8 @@ def _guarded(migrate: Callable[..., Any], installation: Installation) -> Callabl
         click.get_current_context().obj = installation
         console.say_which_database()
         with console.errors_told():
+            if not options["sql"]:
+                schema.require_ours(db.engine)
             if not force and not options["sql"]:
                 upgrading.require_no_workers(installation.engine, installation.settings, options["revision"])
             return migrate(**options)

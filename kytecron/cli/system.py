@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..core.errors import Conflict, Invalid
-from ..core.schedule import TZDATA_VERSION
+from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
 from ..store import db as database
@@ -258,12 +258,17 @@ def list_workers(hours: int, as_json: bool) -> None:
     ]
     titles = ("WORKER", "STATE", "RUNNING", "TAGS", "CLOCK", "TZDATA", "VERSION", "STARTED", "SEEN")
     console.table(titles, rows)
-    for one in found:
-        if one["state"] != "stopped" and one["tzdata"] != TZDATA_VERSION:
+    alive = [one for one in found if one["state"] != "stopped"]
+    newest = max((one["tzdata"] for one in alive if one["state"] == "alive"), key=tzdata_order, default="")
+    for one in alive:
+        if tzdata_order(one["tzdata"]) != tzdata_order(TZDATA_VERSION):
+            plans = "" if tzdata_order(one["tzdata"]) >= tzdata_order(newest) else ": it plans no slots"
             say(
-                f"{one['worker_id']} has tzdata {one['tzdata'] or 'unknown'}, this machine {TZDATA_VERSION}: one slot "
-                "can come at two different times. Install the same requirements.txt everywhere."
+                f"{one['worker_id']} has tzdata {one['tzdata'] or 'unknown'}, this machine {TZDATA_VERSION}{plans}. "
+                "Only workers with the newest plan slots. Install the same requirements.txt everywhere."
             )
+        elif tzdata_order(one["tzdata"]) < tzdata_order(newest):
+            say(f"{one['worker_id']} has tzdata {one['tzdata']}, another worker {newest}: it plans no slots.")
 
 
 def _ago(now: datetime, then: datetime) -> str:

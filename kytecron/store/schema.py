@@ -59,6 +59,13 @@ def behind(engine: Engine) -> str | None:
     return f"The database {state}; this version needs {newest()}. {UPGRADE}"
 
 
+def require_ours(engine: Engine) -> None:
+    """Raise Conflict for a database that this version must not migrate; a migration that is on is waited for."""
+    with engine.connect() as connection, _alone(connection):
+        if problem := _not_ours(connection):
+            raise Conflict(problem)
+
+
 def has_moved_on(at: Connection) -> str | None:
     """Why a process that began with this schema has to end: it is another one now. A single short statement."""
     found = revision(at)

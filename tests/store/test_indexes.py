@@ -73,7 +73,7 @@ def plan(session: Session, ask: Callable[[Session], Any]) -> list[str]:
     [
         lambda session: claims.lock_due_jobs(session, NOW, 10),
         claims.next_instants,
-        lambda session: claims.next_instants(session, 100),
+        lambda session: claims.next_instants(session, 100, ("a",)),
         lambda session: claims.jobs_without_slot(session, 10),
         figures.dead_letters,
     ],
@@ -129,12 +129,12 @@ WHAT_GOES_ON: dict[str, Callable[[Session], Any]] = {
     "vitals": lambda session: figures._run_vitals(session, NOW),
     "expired": lambda session: claims.expired(session, NOW, 100),
     "held by": lambda session: claims.held_by(session, ["a", "b"], 100),
-    "runs held by": lambda session: claims.runs_held_by(session, "a"),
-    "cancel requests": lambda session: claims.cancel_requests(session, "a"),
+    "runs held by": lambda session: claims.runs_held_by(session, "a", 1),
+    "stop requests": lambda session: claims.stop_requests(session, "a", []),
     "irregularities": lambda session: claims.irregularities(session),
     "held jobs": claims.held_job_ids,
     "active of some jobs": lambda session: claims.active_runs(session, [1, 2, 3]),
-    "next instants": lambda session: claims.next_instants(session, 100),
+    "next instants": lambda session: claims.next_instants(session, 100, ("a",)),
     "claim": lambda session: claims._lock_due(session, ("a",), 8),
 }
 
