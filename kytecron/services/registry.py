@@ -170,7 +170,7 @@ def gone(session: Session, worker_ids: Collection[str]) -> set[str]:
     try:
         return _gone(session, worker_ids)
     except OSError as error:
-        log.warning("whether other workers are gone cannot be seen: %s", error.strerror)
+        log.debug("whether other workers are gone cannot be seen: %s", error.strerror)
         return set()
 
 
