@@ -22,7 +22,7 @@ from ..core.schedule import TZDATA_VERSION
 from ..store import db, figures, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle
+from . import lifecycle, secrets
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -75,6 +75,8 @@ def _checks(
         lambda: _clock(session, alive),
         lambda: _time_zones(alive),
         lambda: _workers(session, alive),
+        lambda: _troubles(alive),
+        lambda: _secrets(session, settings),
         lambda: _leases(session, fix),
         lambda: _references(session, actor, fix),
     )
@@ -241,6 +243,22 @@ def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Findin
         )
     else:
         yield Finding("workers", "ok", f"{_number(len(alive), 'worker')} alive")
+
+
+def _troubles(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    for worker in alive:
+        if worker.trouble:
+            detail = f"Worker {worker.worker_id} is in trouble: {worker.trouble}"
+            advice = "What it cannot start it gives back for others, and tries again; its log says more"
+            yield Finding("workers", "warning", detail, advice)
+
+
+def _secrets(session: Session, settings: Settings) -> Iterator[Finding]:
+    problems = secrets.unreadable(session, settings)
+    for problem in problems.values():
+        yield Finding("secrets", "problem", problem, "Jobs that are granted it do not start")
+    if not problems:
+        yield Finding("secrets", "ok", "Every secret can be decrypted with the keys that are set here")
 
 
 def _leases(session: Session, fix: bool) -> Iterator[Finding]:

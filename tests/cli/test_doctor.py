@@ -56,7 +56,7 @@ def test_all_is_well(cli: CommandLine):
     found = cli.json("doctor")
     assert found["healthy"] is True
     assert [one["check"] for one in found["items"]] == [
-        *("database", "migrations", "clock", "clock", "tzdata", "workers", "leases", "references")
+        *("database", "migrations", "clock", "clock", "tzdata", "workers", "secrets", "leases", "references")
     ]
     assert {one["verdict"] for one in found["items"]} == {"ok"}
     assert "1 worker alive" in cli.output("doctor")

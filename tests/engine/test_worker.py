@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
-from kytecron.core.states import draw_token
 from kytecron.services import deadletters, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
@@ -231,7 +230,7 @@ def test_a_worker_starts_nothing_that_the_ledger_says_it_holds_and_it_did_not_cl
             claim.values(
                 status="running",
                 locked_by=name,
-                token=draw_token(),
+                token=lifecycle.draw_token(),
                 started_at=now,
                 locked_until=now + timedelta(hours=1),
             )
