@@ -147,6 +147,11 @@ def _workers(call: Call) -> Iterator[Metric]:
         max((abs(one.clock_skew_ms) for one in working), default=0) / 1000,
     )
     yield GaugeMetricFamily(
+        "kytecron_workers_in_trouble",
+        "Workers that cannot start runs, or not all: the workers page says why",
+        sum(one.trouble is not None for one in working),
+    )
+    yield GaugeMetricFamily(
         "kytecron_workers_with_other_tzdata",
         "Workers whose time zones are of another version than those of the web application",
         sum(_has_other_time_zones(one) for one in working),

@@ -331,6 +331,13 @@ class Execution(Shape):
     note: str | None
     triggered_by: str | None
     cancel_reason: str | None
+    release_reason: str | None = Field(
+        description="Its worker was asked to stop it and to give it up as lost"
+    )
+    given_back: int = Field(description="How often a worker claimed it and could not start it")
+    interruptions: int = Field(
+        description="How many attempts before it the shutdown of a worker cut short: they use up no retries"
+    )
     locked_by: str | None
     locked_at: datetime | None
     locked_until: datetime | None
@@ -532,6 +539,9 @@ class Worker(Shape):
     last_seen_at: datetime
     stopped_at: datetime | None
     statistics: dict[str, Any] | None
+    trouble: str | None = Field(description="What keeps it from starting runs; null where nothing does")
+    trouble_since: datetime | None
+    trouble_jobs: list[int] | None = Field(description="The jobs that it cannot start; null: all")
 
     @classmethod
     def of(cls, row: CronWorkerRecord, state: str) -> Self:

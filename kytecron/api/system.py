@@ -41,7 +41,7 @@ def list_stale_locks(call: Call, query: ListQuery) -> shapes.Page[shapes.Lock]:
 
 @route("POST /locks/{execution_id}/release", role="operator", problems=(409,))
 def release_lock(call: Call, execution_id: int) -> shapes.ExecutionDetail:
-    """Take a run from its worker by force. It ends as lost and is retried; the worker stops what it still runs."""
+    """Take a run from its worker. It ends as lost and is retried; a worker that lives is asked to stop it first."""
     lifecycle.release_lock(call.session, execution_id, call.actor)
     return execution_detail(call, execution_id)
 

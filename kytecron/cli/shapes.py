@@ -61,7 +61,7 @@ def schedule(row: CronJob) -> str:
 
 def execution(row: CronJobExecution, job_name: str) -> Shape:
     """One attempt to serve one slot of a job, without what it printed."""
-    inner = {"cron_job", "queue_time", "requested_version", "output", "stack_trace", "result"}
+    inner = {"cron_job", "queue_time", "token", "requested_version", "output", "stack_trace", "result"}
     return {"id": row.id, "job_id": row.cron_job, "job_name": job_name, **_columns(row, inner)}
 
 

@@ -11,6 +11,7 @@ import click
 
 from ..core.errors import Conflict, Invalid
 from ..core.schedule import TZDATA_VERSION, tzdata_order
+from ..core.states import Status
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
 from ..store import db as database
@@ -86,10 +87,13 @@ def _show_locks(found: list[Shape]) -> None:
 @click.argument("execution", type=ID)
 @yes_option
 def clear(execution: int, yes: bool) -> None:
-    """Take a run from its worker: it ends as lost and is retried; the worker stops what it still runs."""
+    """Take a run from its worker: it ends as lost and is retried, once a worker that lives has stopped it."""
     console.confirm(f"Take execution {execution} from its worker?", yes)
     run = lifecycle.release_lock(console.database(), execution, console.actor())
-    say(f"Execution {run.id} is {run.status}.")
+    if run.status == Status.RUNNING:
+        say(f"Worker {run.locked_by} was asked to stop execution {run.id}, which then ends as lost.")
+    else:
+        say(f"Execution {run.id} is {run.status}.")
 
 
 @locks.command("clear-all")
@@ -103,14 +107,18 @@ def clear_all(only_stale: bool, yes: bool) -> None:
         say("There is nothing to clear.")
         return
     console.confirm(f"Take {len(held)} runs from their workers? They end as lost and are retried.", yes)
-    session, who, cleared = console.database(), console.actor(), 0
+    session, who, released = console.database(), console.actor(), Counter[str]()
     for execution in held:
         try:
-            lifecycle.release_lock(session, execution, who)
-            cleared += 1
+            released[lifecycle.release_lock(session, execution, who).status] += 1
         except Conflict:  # it ended meanwhile
             continue
-    say(f"{cleared} cleared." + (f" {len(held) - cleared} had ended." if cleared < len(held) else ""))
+    asked, ended = released[Status.RUNNING], len(held) - released.total()
+    say(
+        f"{released.total() - asked} cleared."
+        + (f" The workers of {asked} were asked to stop them, and they then end as lost." if asked else "")
+        + (f" {ended} had ended." if ended else "")
+    )
 
 
 @locks.command("stats")
@@ -258,6 +266,9 @@ def list_workers(hours: int, as_json: bool) -> None:
     ]
     titles = ("WORKER", "STATE", "RUNNING", "TAGS", "CLOCK", "TZDATA", "VERSION", "STARTED", "SEEN")
     console.table(titles, rows)
+    for one in found:
+        if one["state"] != "stopped" and one["trouble"]:
+            say(f"{one['worker_id']} is in trouble: {one['trouble']}")
     alive = [one for one in found if one["state"] != "stopped"]
     newest = max((one["tzdata"] for one in alive if one["state"] == "alive"), key=tzdata_order, default="")
     for one in alive:

@@ -10,10 +10,9 @@ The same drawing, with who makes each move, is in docs/architecture.md.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class Status(StrEnum):
@@ -72,9 +71,12 @@ class Claim:
     token: int
 
 
-def draw_token() -> int:
-    """A number that no other claim has: 63 random bits, and never 0."""
-    return secrets.randbits(63) or 1
+class StopRequest(NamedTuple):
+    """Somebody asked for a run to be stopped."""
+
+    reason: str
+    release: bool
+    """It is to be given up as lost, and tried again; otherwise it is cancelled."""
 
 
 @dataclass(slots=True)

@@ -360,6 +360,8 @@ class ForkServer:
             die_with_parent(self._pid)
             adopt_orphans()
             name_process("kyte-spare")
+            # Whatever has become of the fork server's own limit: the channels must find room.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._control_fd + 1, self._files_of_runs[1]))
             os.closerange(3, orders.fileno())
             os.closerange(orders.fileno() + 1, self._control_fd)
             message, ancillary, _, _ = orders.recvmsg(RUN_ID.size, 64)

@@ -32,12 +32,11 @@ from sqlalchemy.orm import Session
 from ..config import Settings
 from ..core.errors import KytecronError, NotFound, Unreadable
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, tzdata_order
-from ..core.states import UNSUCCESSFUL, Claim, Outcome, Status, draw_token
+from ..core.states import UNSUCCESSFUL, Claim, Outcome, Status, StopRequest
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
 from ..services.registry import Trouble
 from ..store import db, schema
-from ..store.claims import StopRequest
 from .child import boot_time
 from .limits import affordable
 from .runner import Call, Ended, Progressed, Refused, Runner, RunRequest, Started
@@ -607,7 +606,7 @@ class CronWorker:
         """Claim as many runs as there are free slots and start them."""
         if self._unsure is not None:
             return 0  # `_read_back` comes first
-        before, free, token = boot_time(), self._free_slots(), draw_token()
+        before, free, token = boot_time(), self._free_slots(), lifecycle.draw_token()
         self._unsure = token  # until COMMIT has answered
         runs = lifecycle.claim(
             self.session,

@@ -22,7 +22,7 @@ from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
 from ..store import db, figures, locks, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle, probes, slots, upgrading
+from . import lifecycle, probes, secrets, slots, upgrading
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -82,6 +82,8 @@ def _checks(
         lambda: _workers(session, alive),
         lambda: _due_slots(session, alive),
         lambda: _next_slots(session, alive, fix),
+        lambda: _troubles(alive),
+        lambda: _secrets(session, settings),
         lambda: _leases(session, fix),
         lambda: _references(session, actor, fix),
     )
@@ -320,6 +322,22 @@ def _replan(session: Session) -> int:
         if following is None:
             return total
         last = following
+
+
+def _troubles(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
+    for worker in alive:
+        if worker.trouble:
+            detail = f"Worker {worker.worker_id} is in trouble: {worker.trouble}"
+            advice = "What it cannot start it gives back for others, and tries again; its log says more"
+            yield Finding("workers", "warning", detail, advice)
+
+
+def _secrets(session: Session, settings: Settings) -> Iterator[Finding]:
+    problems = secrets.unreadable(session, settings)
+    for problem in problems.values():
+        yield Finding("secrets", "problem", problem, "Jobs that are granted it do not start")
+    if not problems:
+        yield Finding("secrets", "ok", "Every secret can be decrypted with the keys that are set here")
 
 
 def _leases(session: Session, fix: bool) -> Iterator[Finding]:

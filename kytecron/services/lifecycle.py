@@ -10,6 +10,7 @@ Every step locks jobs first and executions second. What an ending means stands i
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
-from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, draw_token
+from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, StopRequest
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion
@@ -50,7 +51,7 @@ class Look:
     slot_due: datetime | None
     due: int
     """How many runs are due, as far as they were counted."""
-    stops: dict[int, claims.StopRequest]
+    stops: dict[int, StopRequest]
     """Runs of this worker that somebody asked to stop."""
 
 
@@ -258,6 +259,11 @@ class ClaimedRun:
     """Why it cannot start: its row, written by hand, makes no sense."""
 
 
+def draw_token() -> int:
+    """A number that no other claim has: 63 random bits, and never 0."""
+    return secrets.randbits(63) or 1
+
+
 @transactional
 def claim(
     session: Session,
@@ -316,7 +322,7 @@ def _claimed(row: Any, worker_id: str, token: int) -> ClaimedRun:
 class Renewed(NamedTuple):
     """What became of leases that were to be extended."""
 
-    held: dict[int, claims.StopRequest | None]
+    held: dict[int, StopRequest | None]
     """Those extended, each with the request to stop the run or None."""
     busy: set[int]
     """Somebody has locked them: they are held, and keep the lease they had."""

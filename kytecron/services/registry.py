@@ -226,7 +226,7 @@ def _gone(rows: Sequence[Any]) -> set[str]:
     try:
         return _ended(rows)
     except OSError as error:
-        log.warning("whether other workers are gone cannot be seen: %s", error.strerror)
+        log.debug("whether other workers are gone cannot be seen: %s", error.strerror)
         return set()
 
 

@@ -143,7 +143,7 @@ def unreadable(session: Session, settings: Settings) -> dict[str, str]:
         try:
             _decrypt(_cipher(settings), row.name, row.ciphertext)
         except KytecronError as error:
-            found[row.name] = error.message
+            found[row.name] = f"The secret {row.name} cannot be read. {error.message}"
     return found
 
 

@@ -22,7 +22,7 @@ from ..core.states import FINAL, Origin, Status
 from ..store import db, locks, queries
 from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
-from . import slots
+from . import registry, slots
 
 SILENT_AFTER = 30.0
 """Seconds without a word after which a worker does not count as alive."""
@@ -64,6 +64,7 @@ VERDICTS = {
     "no_worker": "waits for a worker: none is alive",
     "worker_tag": "waits for a worker with its tag: none is alive",
     "draining": "waits for a worker: those that live are shutting down",
+    "trouble": "waits for a worker: those that live cannot start it",
     "busy": "waits for a free slot on a worker",
     "overdue": "is overdue although a worker is free",
     "passed_over": "has a slot that is due and that workers pass over",
@@ -259,6 +260,11 @@ class _Look:
         if not working:
             text = f"{due}; {_count(len(able), 'living worker')} could take it, but shut down"
             return Reason("draining", text, run.due_time)
+        if all(registry.hinders(one, self.job.id) for one in working):
+            first, *others = working
+            also = f" and {_count(len(others), 'other')}" if others else ""
+            text = f"{due}; worker {first.worker_id}{also} cannot start it: {first.trouble}"
+            return Reason("trouble", text, first.trouble_since)
         if not self._free(working):
             slots_ = sum(one.slots for one in working)
             text = f"{due}; all {slots_} slots of {_count(len(working), 'living worker')} are busy"

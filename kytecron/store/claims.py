@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import UnaryExpression
 from sqlalchemy.sql.operators import custom_op
 
-from ..core.states import Claim, Status
+from ..core.states import Claim, Status, StopRequest
 from . import db
 from .models import (
     ENABLED,
@@ -472,14 +472,6 @@ _RUNS_HELD_BY = Prepared(
 def runs_held_by(session: Session, worker_id: str, token: int) -> list[Row]:
     """Running executions that one claim of this worker took: what its lost COMMIT reply may have left."""
     return _RUNS_HELD_BY.rows(session, {"holder": worker_id, "token": token})
-
-
-class StopRequest(NamedTuple):
-    """Somebody asked for a run to be stopped."""
-
-    reason: str
-    release: bool
-    """It is to be given up as lost, and tried again; otherwise it is cancelled."""
 
 
 def _asked_to_stop(row: Row) -> StopRequest | None:

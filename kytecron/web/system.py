@@ -6,6 +6,7 @@ from flask import Response, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core.schedule import TZDATA_VERSION
+from ..core.states import Status
 from ..services import deadletters, lifecycle, registry, versions
 from ..store import db, queries
 from . import access
@@ -67,8 +68,11 @@ def workers() -> Response:
 @needs("operator")
 def release(execution_id: int) -> AnyResponse:
     """Take a run from its worker: it counts as lost and is retried."""
-    lifecycle.release_lock(access.database(), execution_id, access.actor())
-    return done(f"Execution {execution_id} was taken from its worker.", url_for("system.workers"))
+    run = lifecycle.release_lock(access.database(), execution_id, access.actor())
+    said = f"Execution {execution_id} was taken from its worker."
+    if run.status == Status.RUNNING:
+        said = f"The worker of execution {execution_id} was asked to stop it; it then counts as lost."
+    return done(said, url_for("system.workers"))
 
 
 @area.get("/audit")

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
-from kytecron.core.states import draw_token
 from kytecron.services import deadletters, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
@@ -231,7 +230,7 @@ def test_a_worker_starts_nothing_that_the_ledger_says_it_holds_and_it_did_not_cl
             claim.values(
                 status="running",
                 locked_by=name,
-                token=draw_token(),
+                token=lifecycle.draw_token(),
                 started_at=now,
                 locked_until=now + timedelta(hours=1),
             )
@@ -376,5 +375,5 @@ def test_a_worker_is_known_while_it_works_and_signs_off(settings: Settings, sess
 def test_an_unmigrated_database_is_told_with_the_command_to_run(tmp_path: Path) -> None:
     worker = WorkerProcess(Settings(instance_path=tmp_path / "fresh"))
     worker.process.communicate(timeout=30)
-    assert worker.process.returncode == 2
+    assert worker.process.returncode == 3
     assert "flask --app wsgi db upgrade" in worker.log()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid
-from kytecron.core.states import Claim, Origin, Outcome, Status, draw_token
+from kytecron.core.states import Claim, Origin, Outcome, Status
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
 from kytecron.store import db
@@ -583,7 +583,7 @@ GIVEN_BACK = Outcome(Status.PENDING)
 def test_a_claim_of_another_time_writes_nothing_about_the_row_that_has_its_id_now(session: Session) -> None:
     """As after a restored backup: same id, same worker, same attempt, another run."""
     job, claim = running_job(session)
-    before = replace(claim, token=draw_token())
+    before = replace(claim, token=lifecycle.draw_token())
     late = lifecycle.Progress(before, [(0, "not mine\n", False)], percent=10, note="not mine")
     assert lifecycle.append_output(session, [late]) == ({claim.execution_id}, set())
     assert lifecycle.settle(session, [(before, DONE)]) == (set(), set())

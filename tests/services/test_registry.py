@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -93,3 +94,20 @@ def test_workers_take_turns_and_each_is_first_equally_often(size: int, step: int
         assert sorted(places.values()) == list(range(size)), "every place is somebody's"
         first.update(worker for worker, place in places.items() if place == 0)
     assert all(90 <= first[worker] <= 110 for worker in crew)
+
+
+def test_who_has_no_descriptors_left_takes_nobody_for_gone(session: Session) -> None:
+    here = registry.this_process()
+    add_worker(
+        session, "alive", host=here.host, boot_id=here.boot_id, pid=here.pid, process_started=here.started
+    )
+    add_worker(session, "ended", host=here.host, boot_id=here.boot_id, pid=2**22 + 1, process_started="1")
+    assert registry.gone(session, ["alive", "ended"]) == {"ended"}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)  # what is free is filled up to the limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        assert registry.gone(session, ["alive", "ended"]) == set()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.close(lowest)

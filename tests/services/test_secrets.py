@@ -153,3 +153,19 @@ def test_a_key_that_is_none_is_refused_at_the_start_without_being_shown() -> Non
         with pytest.raises(Invalid, match="must be Fernet keys") as refused:
             Settings.load({"secrets_keys": keys})
         assert keys not in str(refused.value)
+
+
+@pytest.mark.parametrize("broken", ["no key", "directory"])
+def test_a_key_file_that_cannot_be_used_is_told_for_each_job_and_breaks_nothing(
+    session: Session, settings: Settings, broken: str
+) -> None:
+    secrets.set_secret(session, "API_KEY", "abc", ANNA, settings)
+    job = add_job(session)
+    secrets.grant(session, job.id, "API_KEY", ANNA)
+    key = settings.instance_path / "secrets-key"
+    key.unlink()
+    key.mkdir() if broken == "directory" else key.write_text("no key")
+    found = secrets.granted_to_jobs(session, settings, [job.id])[job.id]
+    assert isinstance(found, Invalid)
+    assert "secrets-key cannot be used" in found.message
+    assert list(secrets.unreadable(session, settings)) == ["API_KEY"]

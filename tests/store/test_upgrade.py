@@ -22,11 +22,11 @@ from sqlalchemy.engine import Engine
 from kytecron.app import create_app
 from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Conflict
+from kytecron.requestdb import db as flask_db
 from kytecron.services import accounts, lifecycle, upgrading
 from kytecron.services.audit import Actor
 from kytecron.store import db, queries, schema
 from kytecron.store.models import CronJob
-from kytecron.store.models import db as flask_db
 from tests.command_line import CODE, CommandLine, without_database
 from tests.factories import add_worker
 from tests.mariadb import MariaDB

@@ -90,6 +90,11 @@ def test_workers_are_shown_with_their_state_and_what_they_hold(app: Flask, opera
         session.commit()
     assert "Silent" in operator.get("/workers", part=True).text
     answer = operator.post("/locks/1/release", part=True)
+    assert toast(answer) == "The worker of execution 1 was asked to stop it; it then counts as lost."
+    assert "asked to stop" in operator.get("/workers", part=True).text
+    with database(app) as session:
+        registry.sign_off(session, "w1", {})
+    answer = operator.post("/locks/1/release", part=True)
     assert toast(answer) == "Execution 1 was taken from its worker."
     with database(app) as session:
         assert session.get_one(CronJobExecution, 1).status == Status.LOST
