@@ -32,7 +32,7 @@ class _Problem(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker until it is told to stop, or the database's tables are another version's.
 
-    Exit status: 0 after a clean stop, 1 without a database, 2 where it cannot begin with these settings or these tables,
+    Exit status: 0 after a clean stop, 1 without a database, 2 where it cannot begin with these settings or tables,
     3 when the tables have become another version's. Each but the first is worth another try, with the code that is
     there then.
     """
