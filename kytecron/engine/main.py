@@ -21,7 +21,7 @@ from .worker import CronWorker
 log = logging.getLogger(__name__)
 
 WAIT_FOR_DATABASE_SECONDS = 60
-NO_DATABASE, OTHER_SCHEMA = 1, 3
+NO_DATABASE, CANNOT_BEGIN, OTHER_SCHEMA = 1, 2, 3
 
 
 class _Problem(NamedTuple):
@@ -32,8 +32,9 @@ class _Problem(NamedTuple):
 def main(arguments: list[str] | None = None, prog: str = "worker.py") -> int:
     """Run a worker until it is told to stop, or the database's tables are another version's.
 
-    Exit status: 0 after a clean stop, 1 without a database, 2 for bad settings, 3 for tables of another version: each
-    but the first is worth another try, with the code that is there then.
+    Exit status: 0 after a clean stop, 1 without a database, 2 where it cannot begin with these settings or tables,
+    3 when the tables have become another version's. Each but the first is worth another try, with the code that is
+    there then.
     """
     options = _parser(prog).parse_args(arguments)
     given = {
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None, prog: str = "worker.py") -> int:
         always_log(worker=worker.worker_id)
     except Invalid as error:
         print("\n".join(error.fields.values()), file=sys.stderr)
-        return 2
+        return CANNOT_BEGIN
     worker.run()
     print(json.dumps(worker.statistics.as_dict()), flush=True)
     if worker.left_because:
@@ -99,6 +100,6 @@ def _wait_for_schema(settings: Settings) -> _Problem | None:
             else:
                 if told:
                     log.info("the database answers after %.1f s", time.monotonic() - begun)
-                return _Problem(problem, OTHER_SCHEMA) if problem else None
+                return _Problem(problem, CANNOT_BEGIN) if problem else None
     finally:
         engine.dispose()

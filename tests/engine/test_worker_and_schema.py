@@ -70,7 +70,7 @@ def test_a_worker_does_not_start_on_another_versions_tables(settings: Settings, 
     try:
         worker = WorkerProcess(settings)
         worker.process.communicate(timeout=PATIENCE)
-        assert worker.process.returncode == 3
+        assert worker.process.returncode == 2
         assert (
             worker.log().splitlines()[-1].startswith("The database is at migration 9999, which this version")
         )
