@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import logging
+import ssl
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response, request
 from flask_migrate import Migrate
@@ -17,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from . import api, cli, web
-from .config import ROOT, Settings
+from .config import ROOT, Settings, path_prefix
+from .services.seats import waiting_seats
 from .store import db as database
 from .store import schema
 from .store.models import db
@@ -55,21 +58,57 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Joining the slashes of //jobs is a redirect to an absolute address, made from the Host header.
     app.url_map.merge_slashes = False
     app.extensions["kytecron.settings"] = settings
+    app.extensions["kytecron.seats"] = waiting_seats(settings.web_threads)
     app.config.update(_configuration(settings))
     _connect_database(app, settings)
-    if settings.trusted_proxies:
-        hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    hops = settings.trusted_proxies
+    inside = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops) if hops else app.wsgi_app
+    app.wsgi_app = _as_connected(inside)  # type: ignore[method-assign]
     app.after_request(_compress)
     app.after_request(_secure)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
-    csrf = CSRFProtect(app)
+    csrf = _Forms(app)
     # The API knows its callers by bearer tokens, which no browser sends by itself.
     csrf.exempt(api.register(app))
     web.register(app)
     cli.register(app)
     return app
+
+
+class _Forms(CSRFProtect):
+    """Flask-WTF's check, which raises ValueError for a referrer that is no address."""
+
+    def protect(self, apply_exemptions: bool = False) -> None:
+        """Refuse a form that is none of ours."""
+        try:
+            super().protect(apply_exemptions)
+        except ValueError:
+            self._error_response("The referrer is not an address.")
+
+
+def _as_connected(inside: Any) -> Any:
+    """What a request says about how it came, put back to how it came; who is to be believed stands in the settings.
+
+    gunicorn itself, without our `gunicorn_conf`, believes the X-Forwarded-Proto and SCRIPT_NAME of whoever connects
+    from this machine or over a Unix socket.
+    """
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        connection = environ.get("gunicorn.socket")
+        if connection is not None:
+            environ["wsgi.url_scheme"] = "https" if isinstance(connection, ssl.SSLSocket) else "http"
+            if "HTTP_SCRIPT_NAME" in environ:
+                prefix = path_prefix()
+                path = _as_wsgi(environ["SCRIPT_NAME"]) + environ["PATH_INFO"]
+                environ["SCRIPT_NAME"], environ["PATH_INFO"] = prefix, path.removeprefix(_as_wsgi(prefix))
+        return inside(environ, start_response)
+
+    return application
+
+
+def _as_wsgi(path: str) -> str:
+    return unquote_to_bytes(path).decode("latin-1")
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:

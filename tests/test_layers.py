@@ -42,8 +42,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron.cli": {*FRONT, *PROCESS},
     "kytecron.engine": {"kytecron.job", *CORE, *PROCESS},
     # The two that put the rest together: the web application, and `make run`.
-    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", *STORE},
+    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", *SERVICES},
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
+    # What gunicorn loads, before the app.
+    "kytecron.gunicorn_conf": SERVICES,
+    "kytecron.webserver": set(),
 }
 
 FLASK = {"flask", "flask_login", "flask_migrate", "flask_wtf"}

@@ -27,6 +27,7 @@ from ..config import Settings
 from ..core.errors import Forbidden, NotFound
 from ..services import accounts
 from ..services.audit import Actor
+from ..services.seats import Seat, Seats
 from ..store import db as database
 from ..store.models import db
 from . import errors
@@ -62,6 +63,11 @@ class Call:
     def throttle_triggers(self) -> None:
         """Count a run that the caller asks for. Raises TooManyRequests."""
         accounts.throttle_triggers(self.session, f"token:{self.token_id}")
+
+    def seat(self) -> Seat:
+        """A seat for an answer that waits or streams, to be left when it has ended. Raises Busy."""
+        seats: Seats = current_app.extensions["kytecron.seats"]
+        return seats.take(f"token:{self.token_id}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,3 @@
+"""What gunicorn reads by itself when it is started here."""
+
+from kytecron.gunicorn_conf import *  # noqa: F403
