@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import gzip
 import logging
-import ssl
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from flask_migrate import Migrate
-from flask_wtf import CSRFProtect
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import api, cli, web
-from .config import ROOT, Settings, path_prefix
+from . import api, cli, door, web
+from .config import ROOT, Settings
 from .services.seats import waiting_seats
 from .store import db as database
 from .store import schema
@@ -57,18 +53,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("kytecron", instance_path=str(settings.instance_path.resolve()))
     # Joining the slashes of //jobs is a redirect to an absolute address, made from the Host header.
     app.url_map.merge_slashes = False
+    app.session_interface = door.Cookies()
     app.extensions["kytecron.settings"] = settings
     app.extensions["kytecron.seats"] = waiting_seats(settings.web_threads)
     app.config.update(_configuration(settings))
     _connect_database(app, settings)
-    hops = settings.trusted_proxies
-    inside = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops) if hops else app.wsgi_app
-    app.wsgi_app = _as_connected(inside)  # type: ignore[method-assign]
+    app.wsgi_app = door.outer(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     app.after_request(_compress)
     app.after_request(_secure)
+    app.after_request(door.Refusals().note)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
-    csrf = _Forms(app)
+    csrf = door.Forms(app)
     # The API knows its callers by bearer tokens, which no browser sends by itself.
     csrf.exempt(api.register(app))
     web.register(app)
@@ -76,48 +72,15 @@ def create_app(settings: Settings | None = None) -> Flask:
     return app
 
 
-class _Forms(CSRFProtect):
-    """Flask-WTF's check, which raises ValueError for a referrer that is no address."""
-
-    def protect(self, apply_exemptions: bool = False) -> None:
-        """Refuse a form that is none of ours."""
-        try:
-            super().protect(apply_exemptions)
-        except ValueError:
-            self._error_response("The referrer is not an address.")
-
-
-def _as_connected(inside: Any) -> Any:
-    """What a request says about how it came, put back to how it came; who is to be believed stands in the settings.
-
-    gunicorn itself, without our `gunicorn_conf`, believes the X-Forwarded-Proto and SCRIPT_NAME of whoever connects
-    from this machine or over a Unix socket.
-    """
-
-    def application(environ: dict[str, Any], start_response: Any) -> Any:
-        connection = environ.get("gunicorn.socket")
-        if connection is not None:
-            environ["wsgi.url_scheme"] = "https" if isinstance(connection, ssl.SSLSocket) else "http"
-            if "HTTP_SCRIPT_NAME" in environ:
-                prefix = path_prefix()
-                path = _as_wsgi(environ["SCRIPT_NAME"]) + environ["PATH_INFO"]
-                environ["SCRIPT_NAME"], environ["PATH_INFO"] = prefix, path.removeprefix(_as_wsgi(prefix))
-        return inside(environ, start_response)
-
-    return application
-
-
-def _as_wsgi(path: str) -> str:
-    return unquote_to_bytes(path).decode("latin-1")
-
-
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
         "SECRET_KEY": settings.require_secret_key(),
-        "SESSION_COOKIE_NAME": "kytecron",
+        "SESSION_COOKIE_NAME": door.COOKIE,
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",
-        "SESSION_COOKIE_SECURE": settings.environment == "production",
+        "SESSION_COOKIE_SECURE": settings.environment
+        == "production",  # else by the request: see door.Cookies
+        "SESSION_COOKIE_PATH": "/",
         "MAX_CONTENT_LENGTH": MAX_BODY_BYTES,
         "MAX_FORM_MEMORY_SIZE": MAX_BODY_BYTES,  # a job's code is one form field
         "SEND_FILE_MAX_AGE_DEFAULT": YEAR,  # addresses of static files carry their version
@@ -163,7 +126,9 @@ def _secure(response: Response) -> Response:
     if request.endpoint != "static" or response.status_code >= 400:
         response.headers.setdefault("Cache-Control", "no-store")
     if request.is_secure:
-        response.headers["Strict-Transport-Security"] = f"max-age={YEAR}"
+        settings: Settings = current_app.extensions["kytecron.settings"]
+        below = "; includeSubDomains" if settings.hsts_subdomains else ""
+        response.headers["Strict-Transport-Security"] = f"max-age={YEAR}{below}"
     return response
 
 

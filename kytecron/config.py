@@ -34,6 +34,7 @@ MORE_THAN_NOTHING = (
     "renew_seconds",
     "kill_grace_seconds",
     "session_hours",
+    "session_days",
     "retention_days",
     "retention_per_job",
     "retention_versions",
@@ -74,6 +75,10 @@ class Settings:
         8, "Threads in each of them; at most half of these serve requests that wait or stream"
     )
     session_hours: int = _setting(12, "A sign-in ends after this long without use", unit="hours")
+    session_days: int = _setting(30, "A sign-in ends this long after it was made, used or not", unit="days")
+    hsts_subdomains: bool = _setting(
+        False, "Over TLS, tell browsers to use it for all names below this one, too (HSTS includeSubDomains)"
+    )
 
     concurrency: int = _setting((os.cpu_count() or 1) * 4, "Runs at once on one worker (default: 4 per core)")
     poll_interval: float = _setting(

@@ -42,7 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron.cli": {*FRONT, *PROCESS},
     "kytecron.engine": {"kytecron.job", *CORE, *PROCESS},
     # The two that put the rest together: the web application, and `make run`.
-    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", *SERVICES},
+    "kytecron.app": {"kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.door", *SERVICES},
+    "kytecron.door": SERVICES,
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
     # What gunicorn loads, before the app.
     "kytecron.gunicorn_conf": SERVICES,

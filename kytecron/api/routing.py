@@ -19,7 +19,7 @@ from datetime import datetime
 from types import UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app, g, request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
@@ -206,7 +206,8 @@ def caller(role: str) -> Call:
     if token is None:
         raise errors.Unauthorized('Bearer realm="kytecron", error="invalid_token"')
     # A writing transaction forgets what was read before it, so the plain values are taken here.
-    call = Call(session, settings, now, token.id, token.role, Actor(f"token:{token.name}"[:100], "api", ip))
+    g.actor = Actor(f"token:{token.name}"[:100], "api", ip)
+    call = Call(session, settings, now, token.id, token.role, g.actor)
     call.require(role)
     return call
 

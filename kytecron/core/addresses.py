@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
+
+LABEL = r"[A-Za-z0-9_-]{1,63}"
+HOST = re.compile(rf"(?:(?:{LABEL}\.)*{LABEL}\.?|\[[0-9A-Fa-f:.]{{2,45}}\])(?::\d{{1,5}})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +58,8 @@ def path_on_this_site(text: str | None) -> str | None:
         return None
     found = read(text)
     return text if found is not None and not found.scheme and not found.netloc else None
+
+
+def is_host(text: str) -> bool:
+    """Whether it is a name or an IP address, with or without a port, as a Host header has it."""
+    return len(text) <= 260 and HOST.fullmatch(text) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, make_response, render_template, request
+from flask import Flask, Response, g, make_response, render_template, request
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
@@ -77,6 +77,7 @@ def _on_purpose(error: KytecronError) -> Response:
 
 
 def _out_of_date(error: CSRFError) -> Response:
+    g.refused = error.description
     return show(400)
 
 
