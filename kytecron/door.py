@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -32,11 +34,12 @@ LINES_PER_MINUTE = 60
 ROWS_PER_HOUR = 10
 """Rows in the audit log that a process writes about refusals of one user or token."""
 SHOWN_OF_PATH = 200
+RAW = re.compile(r"[^!-~]")
 
 
 def outer(inside: Any, proxies: int) -> Any:
     """The WSGI application around Flask's: requests as they came, by way of so many proxies."""
-    inside = _without_a_bad_host(inside)
+    inside = _well_formed(inside)
     if proxies:
         inside = ProxyFix(inside, x_for=proxies, x_proto=proxies, x_host=proxies)
     return _as_connected(inside)
@@ -62,15 +65,25 @@ def _as_connected(inside: Any) -> Any:
     return application
 
 
-def _without_a_bad_host(inside: Any) -> Any:
-    """A Host that names no host counts as not sent: Flask cannot even make an error page for it."""
+def _well_formed(inside: Any) -> Any:
+    """What Flask cannot read in a request, so that it could not even make an error page, in a form that it can.
+
+    A Host that names no host counts as not sent, and raw bytes of a query are written as %XX.
+    """
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
         if not is_host(environ.get("HTTP_HOST", "")):
             environ.pop("HTTP_HOST", None)
+        if not is_host(environ.get("SERVER_NAME", "")):  # ProxyFix takes it from X-Forwarded-Host
+            environ["SERVER_NAME"] = "localhost"
+        environ["QUERY_STRING"] = RAW.sub(_escaped, environ.get("QUERY_STRING", ""))
         return inside(environ, start_response)
 
     return application
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"%{ord(found[0]):02X}"
 
 
 def _as_wsgi(path: str) -> str:
@@ -106,7 +119,8 @@ class Forms(CSRFProtect):
 class Refusals:
     """Whoever is refused leaves a trace: a line in the log, and a row in the audit log if we know who it was."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._minute = self._hour = 0
         self._lines = self._unwritten = 0
@@ -116,7 +130,7 @@ class Refusals:
         """Note an answer that refuses. Registered to run after every request."""
         if response.status_code in REFUSED or g.get("refused"):
             actor = _who()
-            line, row, unwritten = self._may_write(actor.name)
+            line, row, unwritten = self.may_write(actor.name)
             if unwritten:
                 log.warning("%d more requests were refused", unwritten, extra={"refused": unwritten})
             if line:
@@ -127,9 +141,9 @@ class Refusals:
                     audit.note_refusal(db.session(), actor, _what())
         return response
 
-    def _may_write(self, name: str) -> tuple[bool, bool, int]:
+    def may_write(self, name: str) -> tuple[bool, bool, int]:
         """Whether a line, and whether a row about `name`, and how many lines were left out before it."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             unwritten = 0
             if int(now // 60) != self._minute:

@@ -44,7 +44,7 @@ def problem(password: str, username: str) -> str | None:
     for name in (PRODUCT, username):
         if len(name) >= SHORTEST_NAME and any(name.lower() in one for one in _readings(password)):
             return f"password must not contain {name}: that is among the first things that are tried"
-    if _parts(password[:LOOKED_AT], username) < MIN_PARTS:
+    if _parts(_once(password), username) < MIN_PARTS:
         return (
             "password is too easy to guess: it is little more than a common word, a repetition or a row of keys. "
             "Write four or more unrelated words, or let a password manager choose"
@@ -67,9 +67,16 @@ def _readings(password: str) -> list[str]:
     return [plain, *(plain.translate(table) for table in DISGUISES)]
 
 
+def _once(password: str) -> str:
+    """What it repeats all through, if it does."""
+    text = password.lower()
+    periods = range(1, len(text) // 2 + 1)
+    return text[: next((one for one in periods if text[one:] == text[:-one]), len(text))]
+
+
 def _parts(password: str, username: str) -> int:
     """Of how few guessable parts the password can be put together."""
-    readings, known = _readings(password), words() | {username.lower()}
+    readings, known = _readings(password[:LOOKED_AT]), words() | {username.lower()}
     length = min(map(len, readings))
     fewest = [0] + [length] * length
     for end in range(1, length + 1):

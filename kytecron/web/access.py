@@ -76,9 +76,7 @@ def identify() -> CronUser | None:
 
 
 def _to_sign_in() -> AnyResponse:
-    # Not `full_path`, which raises for a query that is not UTF-8.
-    here = f"{request.path}?{request.query_string.decode('latin-1')}"
-    shown = request.headers.get("HX-Current-URL") if is_htmx() else here
+    shown = request.headers.get("HX-Current-URL") if is_htmx() else request.full_path
     # What was POSTed is gone after signing in, so the form's own page is where to go on.
     if request.method not in ("GET", "HEAD") and not is_htmx():
         shown = request.referrer
