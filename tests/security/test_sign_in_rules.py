@@ -22,7 +22,7 @@ from kytecron.store.models import CronAudit, CronSession
 from tests.command_line import CommandLine
 from tests.pages import PASSWORD, Visitor, database, make_visitor
 
-from .test_sessions import KEY, user_id
+from .test_sessions import KEY, one_window, user_id
 
 TESTER = Actor("test")
 
@@ -168,12 +168,15 @@ def test_who_is_refused_leaves_a_line_in_the_log(
     viewer.client.post("/sign-out", data={"csrf_token": "x"})
     app.test_client().get("/api/v1/jobs")
     app.test_client().get("/api/v1/jobs", headers={"Authorization": "Bearer made-up"})
-    monkeypatch.setattr(accounts, "FAILURES_PER_NAME", 0)
-    Visitor(app).post("/sign-in", {"username": "maria", "password": "x"})
+    monkeypatch.setattr(accounts, "FAILURES_PER_NAME", 1)
+    monkeypatch.setattr(accounts, "_window", one_window)
+    stranger = Visitor(app)
+    for _ in range(2):
+        stranger.post("/sign-in", {"username": "maria", "password": "x"})
     here = {"ip": "127.0.0.1"}
     assert refusals(caplog) == [
         here | {"status": 403, "request": "GET /users", "actor": "the-viewer"},
-        here | {"status": 400, "request": "POST /sign-out", "actor": ""},
+        here | {"status": 400, "request": "POST /sign-out", "actor": "the-viewer"},
         here | {"status": 401, "request": "GET /api/v1/jobs", "actor": ""},
         here | {"status": 401, "request": "GET /api/v1/jobs", "actor": ""},
         here | {"status": 429, "request": "POST /sign-in", "actor": ""},
