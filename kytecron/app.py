@@ -14,15 +14,14 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 from flask_migrate import Migrate
-from flask_wtf import CSRFProtect
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.middleware.proxy_fix import ProxyFix
 
-from . import accesslog, api, cli, web
+from . import accesslog, api, cli, door, web
 from .config import PARTS, Settings
 from .core.errors import Unavailable
 from .requestdb import db
 from .services import probes
+from .services.seats import waiting_seats
 from .store import db as database
 from .store import schema
 
@@ -60,20 +59,21 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask("kytecron", instance_path=str(settings.instance_path.resolve()))
     # Joining the slashes of //jobs is a redirect to an absolute address, made from the Host header.
     app.url_map.merge_slashes = False
+    app.session_interface = door.Cookies()
     app.extensions["kytecron.settings"] = settings
     app.extensions["kytecron.writes"] = _Writes()
+    app.extensions["kytecron.seats"] = waiting_seats(settings.web_threads)
     app.config.update(_configuration(settings))
     _connect_database(app, settings)
-    if settings.trusted_proxies:
-        hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+    app.wsgi_app = door.outer(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     accesslog.register(app, trust_header=settings.trusted_proxies > 0)
     _refuse_other_schemas(app)
     app.after_request(_compress)
     app.after_request(_secure)
+    app.after_request(door.Refusals().note)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
-    csrf = CSRFProtect(app)
+    csrf = door.Forms(app)
     # The API knows its callers by bearer tokens, which no browser sends by itself.
     csrf.exempt(api.register(app))
     web.register(app)
@@ -84,10 +84,12 @@ def create_app(settings: Settings | None = None) -> Flask:
 def _configuration(settings: Settings) -> dict[str, Any]:
     return {
         "SECRET_KEY": settings.require_secret_key(),
-        "SESSION_COOKIE_NAME": "kytecron",
+        "SESSION_COOKIE_NAME": door.COOKIE,
         "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax",
-        "SESSION_COOKIE_SECURE": settings.environment == "production",
+        "SESSION_COOKIE_SECURE": settings.environment
+        == "production",  # else by the request: see door.Cookies
+        "SESSION_COOKIE_PATH": "/",
         "MAX_CONTENT_LENGTH": MAX_BODY_BYTES,
         "MAX_FORM_MEMORY_SIZE": MAX_BODY_BYTES,  # a job's code is one form field
         "SEND_FILE_MAX_AGE_DEFAULT": YEAR,  # addresses of static files carry their version
@@ -145,7 +147,9 @@ def _secure(response: Response) -> Response:
     if request.endpoint != "static" or response.status_code >= 400:
         response.headers.setdefault("Cache-Control", "no-store")
     if request.is_secure:
-        response.headers["Strict-Transport-Security"] = f"max-age={YEAR}"
+        settings: Settings = current_app.extensions["kytecron.settings"]
+        below = "; includeSubDomains" if settings.hsts_subdomains else ""
+        response.headers["Strict-Transport-Security"] = f"max-age={YEAR}{below}"
     return response
 
 

@@ -34,13 +34,16 @@ SAMPLE_KEYS = frozenset({"change-me", "changeme", "secret", "dev", "development"
 MIN_KEY_LENGTH = 32
 MIN_KEY_CHARACTERS = 8
 """Different ones; 32 random hexadecimal digits have fewer once in 30 million keys."""
+MAX_WEB_THREADS = 64
 MORE_THAN_NOTHING = (
+    "web_processes",
     "concurrency",
     "poll_interval",
     "lease_seconds",
     "renew_seconds",
     "kill_grace_seconds",
     "session_hours",
+    "session_days",
     "retention_days",
     "retention_per_job",
     "retention_versions",
@@ -83,7 +86,15 @@ class Settings:
         "", "Address people use, for links in notifications, such as https://cron.example"
     )
     trusted_proxies: int = _setting(0, "Number of reverse proxies in front whose X-Forwarded-* headers count")
+    web_processes: int = _setting(2, "Processes of the web server")
+    web_threads: int = _setting(
+        8, "Threads in each of them; at most half of these serve requests that wait or stream"
+    )
     session_hours: int = _setting(12, "A sign-in ends after this long without use", unit="hours")
+    session_days: int = _setting(30, "A sign-in ends this long after it was made, used or not", unit="days")
+    hsts_subdomains: bool = _setting(
+        False, "Over TLS, tell browsers to use it for all names below this one, too (HSTS includeSubDomains)"
+    )
 
     concurrency: int = _setting((os.cpu_count() or 1) * 4, "Runs at once on one worker (default: 4 per core)")
     poll_interval: float = _setting(
@@ -164,6 +175,10 @@ class Settings:
         for name in MORE_THAN_NOTHING:
             if not getattr(self, name) > 0:
                 wrong[f"KYTECRON_{name.upper()}"] = f"KYTECRON_{name.upper()} must be more than 0"
+        if not 2 <= self.web_threads <= MAX_WEB_THREADS:
+            wrong["KYTECRON_WEB_THREADS"] = (
+                f"KYTECRON_WEB_THREADS must be 2 to {MAX_WEB_THREADS}; for more, raise KYTECRON_WEB_PROCESSES"
+            )
         if self.renew_seconds > self.lease_seconds / 2:
             wrong["KYTECRON_RENEW_SECONDS"] = (
                 "KYTECRON_RENEW_SECONDS must be at most half of KYTECRON_LEASE_SECONDS: "
@@ -294,6 +309,11 @@ def unknown_variables() -> list[str]:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             sentences.append(f"{name} is no setting" + (f"; perhaps {close[0]} is meant" if close else ""))
     return sentences
+
+
+def path_prefix() -> str:
+    """The path below which gunicorn is told to serve the pages; empty for a site of their own."""
+    return os.environ.get("SCRIPT_NAME", "")
 
 
 def _is_weak(key: str) -> bool:

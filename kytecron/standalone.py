@@ -127,13 +127,9 @@ def _web_command(listener: socket.socket) -> list[str]:
         sys.executable,
         "-m",
         "gunicorn",
+        "--config=python:kytecron.gunicorn_conf",
         f"--bind=fd://{listener.fileno()}",
-        "--workers=2",
-        # A page that follows a log holds a thread, not a worker.
-        "--worker-class=gthread",
-        "--threads=8",
         f"--graceful-timeout={WEB_GRACE_SECONDS}",
-        "--no-control-socket",  # it would lie in the home directory, one for all
         "--log-level=warning",
         "kytecron.wsgi:app",
     ]

@@ -45,10 +45,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The two that put the rest together: the web application, and `make run`.
     "kytecron.app": {
         *("kytecron.accesslog", "kytecron.web", "kytecron.api", "kytecron.cli", "kytecron.requestdb"),
-        *SERVICES,
+        *("kytecron.door", *SERVICES),
     },
     "kytecron.accesslog": set(),
+    "kytecron.door": SERVICES,
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
+    # What gunicorn loads, before the app.
+    "kytecron.gunicorn_conf": {"kytecron.logs", *SERVICES},
+    "kytecron.webserver": set(),
     "kytecron.wsgi": {"kytecron.app", "kytecron.cli", "kytecron.config", "kytecron.logs", *CORE},
     # The program: every command, `up` and the worker.
     "kytecron.program": {"kytecron.VERSION", "kytecron.cli", "kytecron.engine", "kytecron.standalone"},

@@ -16,6 +16,7 @@ from ..store.queries import ExecutionFilter, ExecutionRow
 from . import shapes
 from .inputs import DaysQuery, ExecutionsQuery, FailedQuery, ListQuery, LogQuery, ReasonBody, RerunBody
 from .routing import PREFIX, Answer, Call, route
+from .waiting import Caller
 
 FOLLOW_STEP = 0.3
 FOLLOW_SECONDS = 3600
@@ -69,19 +70,17 @@ def read_execution(call: Call, execution_id: int) -> shapes.ExecutionDetail:
     return execution_detail(call, execution_id)
 
 
-@route("GET /executions/{execution_id}/log", role="viewer", text_too="text/plain")
+@route("GET /executions/{execution_id}/log", role="viewer", problems=(503,), text_too="text/plain")
 def read_execution_log(call: Call, execution_id: int, query: LogQuery) -> shapes.Log | Response:
     """Read what an execution printed.
 
     As JSON, piece by piece: ask again with `after` set to `cursor` until `finished`. With `Accept: text/plain` the
-    whole log comes as text; with `follow=true` that text grows until the run ends.
+    whole log comes as text; with `follow=true` that text grows until the run ends. When too many follow already, the
+    answer is 503.
     """
     part = queries.read_log(call.session, execution_id, query.after)
     if query.follow or _wants_text():
-        text = _whole_log(call.session, execution_id, part, query.follow)
-        # A proxy must not collect it before it passes it on.
-        headers = {"X-Accel-Buffering": "no"} if query.follow else {}
-        return Response(stream_with_context(text), mimetype="text/plain", headers=headers)
+        return _as_text(call, execution_id, part, query.follow)
     return shapes.Log(text=part.text, cursor=part.cursor, finished=part.finished)
 
 
@@ -122,20 +121,30 @@ def _wants_text() -> bool:
     return accepted.best_match(["application/json", "text/plain"]) == "text/plain"
 
 
+def _as_text(call: Call, execution_id: int, part: queries.LogPart, follow: bool) -> Response:
+    # One piece is an answer like any other; a thread that sends more waits for the run, or for who reads.
+    seat = None if part.finished or not (follow or part.text) else call.seat()
+    text = _whole_log(call.session, execution_id, part, follow)
+    # A proxy must not collect it before it passes it on.
+    headers = {"X-Accel-Buffering": "no"} if follow else {}
+    answer = Response(stream_with_context(text), mimetype="text/plain", headers=headers)
+    if seat is not None:
+        answer.call_on_close(seat.leave)
+    return answer
+
+
 def _whole_log(session: Session, execution_id: int, part: queries.LogPart, follow: bool) -> Iterator[str]:
     """The rest of a log; `part` is the first piece. Following, up to the end of the run."""
-    until = time.monotonic() + FOLLOW_SECONDS
+    caller, until = Caller(), time.monotonic() + FOLLOW_SECONDS
     try:
-        yield part.text
-        while not part.finished:
-            if not part.text:
-                if not follow or time.monotonic() >= until:
-                    return
-                time.sleep(FOLLOW_STEP)
-            # Ends the read transaction: gives the connection back, and the next look sees what is new.
+        while True:
+            # The request cleaned up before its stream began. Neither sending nor waiting needs a connection.
             session.rollback()
-            part = queries.read_log(session, execution_id, part.cursor)
             yield part.text
+            if part.finished or time.monotonic() >= until:
+                return
+            if not part.text and not (follow and caller.stays(FOLLOW_STEP)):
+                return
+            part = queries.read_log(session, execution_id, part.cursor)
     finally:
-        # The request cleaned up before its stream began: nobody else would end this transaction.
         session.rollback()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Response
 
+from ..core import addresses, source
 from ..core import preview as previews
-from ..core import source
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import Schedule, zone
 from ..core.states import FINAL, Status
@@ -45,6 +44,7 @@ from .inputs import (
     WaitQuery,
 )
 from .routing import PREFIX, Answer, Call, route
+from .waiting import looks
 
 WAIT_STEP = 0.1
 MASKED_PATH = "/•••"
@@ -154,25 +154,28 @@ def rollback_job(call: Call, job_id: int, body: RollbackBody) -> shapes.JobDetai
     return _detail(call, manager.get(job_id))
 
 
-@route("POST /jobs/{job_id}/trigger", role="operator", status=202, also=(200,), problems=(409, 429))
+@route("POST /jobs/{job_id}/trigger", role="operator", status=202, also=(200,), problems=(409, 429, 503))
 def trigger_job(
     call: Call, job_id: int, query: WaitQuery, body: TriggerBody
 ) -> Answer[shapes.ExecutionDetail]:
     """Run a job now.
 
     Answers 202 with the new execution; with `wait` it answers 200 when that has ended, or 202 when it has not
-    after so many seconds. A retry that follows is another execution: see `attempts`.
+    after so many seconds. A retry that follows is another execution: see `attempts`. When too many wait already, the
+    answer is 503 and nothing was started.
     """
-    call.throttle_triggers()
-    made = lifecycle.trigger(
-        call.session,
-        job_id,
-        parameters=body.parameters,
-        note=body.note,
-        version=body.version,
-        actor=call.actor,
-    )
-    ended = _wait(call, made.id, query.wait)
+    # The seat first: whoever is refused one may ask again without starting a second run.
+    with call.seat() if query.wait else nullcontext():
+        call.throttle_triggers()
+        made = lifecycle.trigger(
+            call.session,
+            job_id,
+            parameters=body.parameters,
+            note=body.note,
+            version=body.version,
+            actor=call.actor,
+        )
+        ended = _wait(call, made.id, query.wait)
     headers = {"Location": f"{PREFIX}/executions/{made.id}"}
     return Answer(execution_detail(call, made.id), 200 if ended else 202, headers)
 
@@ -341,8 +344,8 @@ def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
 
 
 def _masked(address: str) -> str:
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.hostname}{MASKED_PATH}"
+    found = addresses.read(address)  # a row written by hand may hold anything
+    return f"{found.scheme}://{found.host}{MASKED_PATH}" if found else MASKED_PATH
 
 
 def _in_words(job: CronJob) -> str:
@@ -370,11 +373,6 @@ def _upcoming(job: CronJob, schedule: Schedule, count: int) -> list[datetime]:
 
 def _wait(call: Call, execution_id: int, seconds: int) -> bool:
     """Whether the execution has ended, waiting for it at most so long."""
-    until = time.monotonic() + seconds
-    while queries.status(call.session, execution_id) not in FINAL:
-        # Ends the read transaction: the next look must see what others write meanwhile.
-        call.session.rollback()
-        if time.monotonic() >= until:
-            return False
-        time.sleep(WAIT_STEP)
-    return True
+    return any(
+        queries.status(call.session, execution_id) in FINAL for _ in looks(call.session, WAIT_STEP, seconds)
+    )

@@ -19,7 +19,7 @@ from datetime import datetime
 from types import UnionType
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, current_app, g, request
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
@@ -28,6 +28,7 @@ from ..core.errors import Forbidden, NotFound
 from ..requestdb import db
 from ..services import accounts
 from ..services.audit import Actor
+from ..services.seats import Seat, Seats
 from ..store import db as database
 from . import errors
 from .bodies import LARGEST, read_body, read_query
@@ -62,6 +63,11 @@ class Call:
     def throttle_triggers(self) -> None:
         """Count a run that the caller asks for. Raises TooManyRequests."""
         accounts.throttle_triggers(self.session, f"token:{self.token_id}")
+
+    def seat(self) -> Seat:
+        """A seat for an answer that waits or streams, to be left when it has ended. Raises Busy."""
+        seats: Seats = current_app.extensions["kytecron.seats"]
+        return seats.take(f"token:{self.token_id}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +206,8 @@ def caller(role: str) -> Call:
     if token is None:
         raise errors.Unauthorized('Bearer realm="kytecron", error="invalid_token"')
     # A writing transaction forgets what was read before it, so the plain values are taken here.
-    call = Call(session, settings, now, token.id, token.role, Actor(f"token:{token.name}"[:100], "api", ip))
+    g.actor = Actor(f"token:{token.name}"[:100], "api", ip)
+    call = Call(session, settings, now, token.id, token.role, g.actor)
     call.require(role)
     return call
 

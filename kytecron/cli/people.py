@@ -102,6 +102,15 @@ def sign_in_link(username: str) -> None:
     _print_link(username)
 
 
+@users.command("sign-out")
+@click.argument("username")
+def sign_out(username: str) -> None:
+    """End all sessions of a user, and sign-in links that were not used. Their API tokens stay."""
+    session = console.database()
+    ended = accounts.end_sessions(session, accounts.find_user(session, username).id, console.actor())
+    say(f"User {username!r} is signed out. Sessions ended: {ended}.")
+
+
 @users.command()
 @click.argument("username")
 @yes_option

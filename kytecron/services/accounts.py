@@ -25,15 +25,15 @@ from ..core.errors import Conflict, Forbidden, Invalid, NotFound, TooManyRequest
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import CronSession, CronThrottle, CronToken, CronUser
-from . import audit
+from . import audit, passwords
 from .audit import Actor
 
 ROLES = ("viewer", "operator", "editor", "admin")
 """Each may do what those before it may."""
 
 USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
-MIN_PASSWORD = 12
-MAX_PASSWORD = 1000
+MIN_PASSWORD = passwords.MIN_LENGTH
+MAX_PASSWORD = passwords.MAX_LENGTH
 PASSWORD_METHOD = "scrypt:32768:8:1"
 
 SIGN_IN_WINDOW_SECONDS = 900
@@ -91,7 +91,7 @@ def create_user(session: Session, username: str, password: str | None, role: str
         wrong["username"] = (
             "username must be 1 to 100 characters: letters, digits and . _ @ + - , beginning with a letter or digit"
         )
-    if password is not None and (problem := _password_problem(password)):
+    if password is not None and (problem := passwords.problem(password, username)):
         wrong["password"] = problem
     if role not in ROLES:
         wrong["role"] = _role_problem()
@@ -188,7 +188,7 @@ def set_password(
 
     Raises NotFound and Invalid.
     """
-    if problem := _password_problem(password):
+    if problem := passwords.problem(password, get_user(session, user_id).username):
         raise Invalid({"password": problem})
     _store_password(session, user_id, _hash(password), actor, keep)
 
@@ -204,7 +204,7 @@ def change_password(
     """
     user = get_user(session, user_id)
     known_hash = user.password_hash
-    if problem := _password_problem(password):
+    if problem := passwords.problem(password, user.username):
         raise Invalid({"password": problem})
     if known_hash is not None:
         tries = _count_tries(session, [(_name_key(user.username), FAILURES_PER_NAME)])
@@ -261,36 +261,18 @@ def _role_problem() -> str:
 # -- passwords -----------------------------------------------------------------------------------------------
 
 
-def _password_problem(password: str) -> str | None:
-    if len(password) < MIN_PASSWORD:
-        return f"password must have at least {MIN_PASSWORD} characters; this one has {len(password)}"
-    if len(password) > MAX_PASSWORD:
-        return f"password must have at most {MAX_PASSWORD} characters"
-    if not _encodable(password):
-        return "password must be valid text"
-    return None
-
-
 def _hash(password: str) -> str:
     return generate_password_hash(password, method=PASSWORD_METHOD)
 
 
 def _matches(known_hash: str | None, password: str) -> bool:
     """Whether the password is right; as slow when there is none to compare with, so that nobody can ask who exists."""
-    if len(password) > MAX_PASSWORD or not _encodable(password):
+    if len(password) > MAX_PASSWORD or not passwords.is_text(password):
         return False
     if known_hash is None:
         check_password_hash(f"{PASSWORD_METHOD}$nobody$" + "0" * 128, password)
         return False
     return check_password_hash(known_hash, password)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 # -- signing in and out --------------------------------------------------------------------------------------
@@ -345,7 +327,7 @@ def _open_session(
             user=user.id,
             created_at=now,
             last_seen_at=now,
-            expires_at=now + timedelta(hours=settings.session_hours),
+            expires_at=_session_end(now, now, settings),
             ip=ip[:64],
             user_agent=user_agent[:255],
         )
@@ -372,23 +354,33 @@ def _wrong_password() -> Invalid:
 def session_user(
     session: Session, token: str, settings: Settings, now: datetime | None = None
 ) -> CronUser | None:
-    """Who holds this session, or None if it has ended. Using it moves its end to `session_hours` from now."""
+    """Who holds this session, or None if it has ended.
+
+    Using it moves its end to `session_hours` from now, but not beyond `session_days` after the sign-in.
+    """
     now = now or db.now(session)
     found = session.execute(
-        sa.select(CronSession.last_seen_at, CronUser)
+        sa.select(CronSession.created_at, CronSession.last_seen_at, CronUser)
         .join(CronUser, CronUser.id == CronSession.user)
         .where(
             CronSession.token_hash == _digest(token),
             CronSession.expires_at > now,
+            CronSession.created_at > now - timedelta(days=settings.session_days),
             CronUser.enabled.is_(True),
         )
     ).one_or_none()
     if found is None:
         return None
-    last_seen_at, user = found
+    created_at, last_seen_at, user = found
     if now - last_seen_at >= SEEN_EVERY:
-        _extend_session(session, _digest(token), now, now + timedelta(hours=settings.session_hours))
+        _extend_session(session, _digest(token), now, _session_end(created_at, now, settings))
     return user
+
+
+def _session_end(created_at: datetime, now: datetime, settings: Settings) -> datetime:
+    return min(
+        now + timedelta(hours=settings.session_hours), created_at + timedelta(days=settings.session_days)
+    )
 
 
 @transactional
@@ -428,6 +420,21 @@ def end_session(session: Session, user_id: int, token_hash: str, actor: Actor) -
     if not hits(session, ended):
         raise NotFound("This session has ended already")
     audit.record(session, actor, "end_session", ("user", user_id), name=user.username)
+
+
+@transactional
+def end_sessions(session: Session, user_id: int, actor: Actor) -> int:
+    """End all sessions of a user, and the open links that would sign them in; returns how many sessions there were.
+
+    Raises NotFound.
+    """
+    user = get_user(session, user_id)
+    ended = hits(session, sa.delete(CronSession).where(CronSession.user == user_id))
+    _revoke_links_for(session, user)
+    audit.record(
+        session, actor, "end_sessions", ("user", user_id), name=user.username, after={"sessions": ended}
+    )
+    return ended
 
 
 def session_id(token: str) -> str:

@@ -55,6 +55,12 @@ def record(
     )
 
 
+@db.transactional
+def note_refusal(session: Session, actor: Actor, request: str) -> None:
+    """Record that a user or a token asked for what its role does not allow. The caller bounds how often."""
+    record(session, actor, "refused", ("request", ""), name=request)
+
+
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both sides reduced to the keys whose values differ."""
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]

@@ -21,9 +21,9 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..config import Settings
+from ..core import addresses
 
 MAX_URL = 500
 MAX_SECONDS = 10.0
@@ -90,23 +90,21 @@ def post_json(url: str, payload: Mapping[str, Any], settings: Settings) -> None:
 def _parse(url: str, settings: Settings) -> _Target:
     if len(url) > MAX_URL or not re.fullmatch(r"[!-~]+", url):
         raise ValueError(f"A webhook address is at most {MAX_URL} plain characters without spaces")
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        raise ValueError("This is not an address such as https://hooks.slack.com/services/...") from None
+    address = addresses.read(url)
+    if address is None:
+        raise ValueError("This is not an address such as https://hooks.slack.com/services/...")
     schemes = ("https", "http") if settings.allow_local_webhooks else ("https",)
-    if parts.scheme not in schemes or not host:
+    if address.scheme not in schemes or not address.host:
         raise ValueError("A webhook address begins with https:// and names a host")
-    if parts.username is not None or parts.password is not None:
+    if address.has_credentials:
         raise ValueError("A webhook address must not contain a user name or password")
-    _check_host(parts.scheme, host, settings)
+    _check_host(address.scheme, address.host, settings)
     return _Target(
-        scheme=parts.scheme,
-        host=host,
-        port=port or (443 if parts.scheme == "https" else 80),
-        host_header=parts.netloc,
-        path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+        scheme=address.scheme,
+        host=address.host,
+        port=address.port or (443 if address.scheme == "https" else 80),
+        host_header=address.netloc,
+        path=address.local if address.path else f"/{address.local}",
     )
 
 

@@ -110,7 +110,7 @@ def _parsed(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
         parsed.get_dialect().import_dbapi()
-    except (ArgumentError, ImportError) as error:
+    except (ArgumentError, ImportError, ValueError) as error:  # the last for a port that is no number
         raise Invalid(
             {
                 "KYTECRON_DATABASE_URL": f"KYTECRON_DATABASE_URL cannot be used: {error}. Write an SQLAlchemy URL "

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app, g, redirect, request, session, url_for
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..config import Settings
+from ..core import addresses
 from ..core.errors import Forbidden, Invalid
 from ..requestdb import db
 from ..services import accounts
 from ..services.audit import Actor
+from ..services.seats import Seat, Seats
 from ..store.models import CronUser
-from .render import is_htmx, local_path
+from .render import is_htmx
 
 PUBLIC = "public"
 """What views need that anybody may see: signing in."""
@@ -76,11 +77,12 @@ def identify() -> CronUser | None:
 
 
 def _to_sign_in() -> AnyResponse:
-    shown = urlsplit(request.headers.get("HX-Current-URL", "")) if is_htmx() else urlsplit(request.full_path)
+    shown = request.headers.get("HX-Current-URL") if is_htmx() else request.full_path
     # What was POSTed is gone after signing in, so the form's own page is where to go on.
     if request.method not in ("GET", "HEAD") and not is_htmx():
-        shown = urlsplit(request.referrer or "")
-    wanted = local_path(f"{shown.path}?{shown.query}" if shown.query else shown.path)
+        shown = request.referrer
+    found = addresses.read(shown)
+    wanted = addresses.path_on_this_site(found.local) if found else None
     to = url_for("auth.sign_in", next=None if wanted == "/" else wanted)
     if is_htmx():
         return Response(status=401, headers={"HX-Redirect": to})
@@ -107,6 +109,12 @@ def actor() -> Actor:
 def throttle_triggers() -> None:
     """Count a run that whoever is signed in asks for. Raises TooManyRequests."""
     accounts.throttle_triggers(database(), f"user:{user().id}")
+
+
+def seat() -> Seat:
+    """A seat for an answer that waits or streams, to be left when it has ended. Raises Busy."""
+    seats: Seats = current_app.extensions["kytecron.seats"]
+    return seats.take(f"user:{user().id}")
 
 
 def address() -> str:

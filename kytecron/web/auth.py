@@ -5,11 +5,12 @@ from __future__ import annotations
 from flask import g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
+from ..core.addresses import path_on_this_site
 from ..core.errors import Forbidden, Invalid, TooManyRequests
 from ..services import accounts
 from . import access
 from .access import PUBLIC, TOKEN, needs
-from .render import done, go, local_path
+from .render import done, go
 
 area = access.area("auth", __name__)
 
@@ -20,7 +21,7 @@ def sign_in() -> Response | str:
     """The form."""
     if g.user is not None:
         return redirect(_wanted(), 303)
-    return render_template("auth/sign_in.html", wanted=local_path(request.args.get("next")))
+    return render_template("auth/sign_in.html", wanted=path_on_this_site(request.args.get("next")))
 
 
 @area.post("/sign-in")
@@ -46,12 +47,12 @@ def sign_in_send() -> Response | tuple[str, int] | tuple[str, int, dict[str, str
 
 
 def _refused(name: str, message: str) -> str:
-    wanted = local_path(request.form.get("next"))
+    wanted = path_on_this_site(request.form.get("next"))
     return render_template("auth/sign_in.html", wanted=wanted, username=name, error=message)
 
 
 def _wanted() -> str:
-    return local_path(request.values.get("next")) or url_for("home.index")
+    return path_on_this_site(request.values.get("next")) or url_for("home.index")
 
 
 def _remember(token: str) -> None:

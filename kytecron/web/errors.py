@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from flask import Flask, Response, make_response, render_template
+from flask import Flask, Response, g, make_response, render_template
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
 
 from ..core.errors import (
+    Busy,
     Conflict,
     Forbidden,
     Invalid,
@@ -32,7 +33,9 @@ STATUS: dict[type[KytecronError], int] = {
     Forbidden: 403,
     TooManyRequests: 429,
     Unavailable: 503,
+    Busy: 503,
 }
+SAID_OF: dict[type[KytecronError], str] = {Unavailable: "Not available", Busy: "Too many at once"}
 TITLES = {
     400: "The form is out of date",
     403: "Your role does not allow this",
@@ -70,13 +73,14 @@ def _on_purpose(error: KytecronError) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     if status == 500:
         log.error("%s: %s", error.code, error.message)
-    response = show(status, error.message, "Not available" if isinstance(error, Unavailable) else "")
-    if isinstance(error, TooManyRequests):
+    response = show(status, error.message, SAID_OF.get(type(error), ""))
+    if isinstance(error, TooManyRequests | Busy):
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 
 
 def _out_of_date(error: CSRFError) -> Response:
+    g.refused = error.description
     return show(400)
 
 

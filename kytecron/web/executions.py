@@ -259,19 +259,27 @@ def _log(session: Session, execution_id: int, before: Log | None = None) -> Log:
 
 
 def _download(session: Session, execution_id: int) -> Response:
+    first = queries.read_log(session, execution_id)
+    # One piece is an answer like any other; a thread that sends many is at the mercy of who reads them.
+    seat = None if first.finished or not first.text else access.seat()
+
     def pieces() -> Iterator[str]:
-        cursor, more = None, True
+        part = first
         try:
-            while more:
-                part = queries.read_log(session, execution_id, cursor)
+            while True:
+                # The request cleaned up before its stream began. Sending a piece needs no connection.
+                session.rollback()
                 yield part.text
                 # Of a run that still goes on, what there is: a download must end.
-                cursor, more = part.cursor, bool(part.text) and not part.finished
+                if part.finished or not part.text:
+                    return
+                part = queries.read_log(session, execution_id, part.cursor)
         finally:
-            # The request cleaned up before its stream began: nobody else would end this transaction.
             session.rollback()
 
     response = Response(stream_with_context(pieces()), mimetype="text/plain")
+    if seat is not None:
+        response.call_on_close(seat.leave)
     response.headers["Content-Disposition"] = f'attachment; filename="execution-{execution_id}.log"'
     return response
 

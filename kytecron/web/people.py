@@ -99,6 +99,17 @@ def disable(user_id: int) -> AnyResponse:
     )
 
 
+@area.post("/users/<int:user_id>/end-sessions")
+@needs("admin")
+def end_sessions(user_id: int) -> AnyResponse:
+    """Sign a user out everywhere."""
+    session = access.database()
+    ended = accounts.end_sessions(session, user_id, access.actor())
+    name = accounts.get_user(session, user_id).username
+    count = "1 session has" if ended == 1 else f"{ended} sessions have"
+    return done(f"{name} is signed out: {count} ended.", url_for("people.index"), leave=True)
+
+
 @area.post("/users/<int:user_id>/delete")
 @needs("admin")
 def delete(user_id: int) -> AnyResponse:

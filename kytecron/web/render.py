@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Response, flash, make_response, redirect, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
+
+from ..core import addresses
 
 REFRESH = "kytecron:refresh"
 """Regions listen to this event and fetch themselves again: what a change touched is shown at once."""
@@ -62,19 +63,9 @@ def tell(response: Response, message: str, tone: str, *, refresh: bool = False) 
     return response
 
 
-def local_path(target: str | None) -> str | None:
-    """`target` if it is a path on this site, else None: nobody is sent elsewhere by a crafted link."""
-    if not target or any(ord(char) < 32 for char in target) or "\\" in target:
-        return None
-    parts = urlsplit(target)
-    if parts.scheme or parts.netloc or not target.startswith("/") or target.startswith("//"):
-        return None
-    return target
-
-
 def back(default: str) -> str:
     """The page of this site that the form was on, else `default`."""
-    parts = urlsplit(request.referrer or "")
-    if parts.netloc != request.host:
+    came_from = addresses.read(request.referrer)
+    if came_from is None or came_from.netloc != request.host:
         return default
-    return local_path(f"{parts.path}?{parts.query}" if parts.query else parts.path) or default
+    return addresses.path_on_this_site(came_from.local) or default

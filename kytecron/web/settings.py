@@ -76,8 +76,10 @@ def test_message() -> AnyResponse | tuple[str, int]:
         return _page(errors=invalid.fields, **typed), 422
     session, actor = access.database(), access.actor()
     accounts.throttle(session, f"test-message:{access.user().id}", TESTS_PER_MINUTE, 60)
-    notify.note_test(session, typed["channel"], typed["target"], actor)
-    if problem := notify.test_channel(access.settings(), typed["channel"], typed["target"]):
+    with access.seat():  # a slow host is waited for
+        notify.note_test(session, typed["channel"], typed["target"], actor)
+        problem = notify.test_channel(access.settings(), typed["channel"], typed["target"])
+    if problem:
         return _page(errors={"target": f"It did not arrive: {problem}"}, **typed), 422
     return done(
         "The test message is on its way: look whether it came.", url_for("settings.index"), leave=True

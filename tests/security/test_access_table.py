@@ -66,6 +66,7 @@ PAGES = {
     "POST /users/{user_id}/role": "admin",
     "POST /users/{user_id}/enable": "admin",
     "POST /users/{user_id}/disable": "admin",
+    "POST /users/{user_id}/end-sessions": "admin",
     "POST /users/{user_id}/delete": "admin",
     "POST /tokens": "admin",
     "POST /tokens/{token_id}/revoke": "admin",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
+from kytecron.core.addresses import path_on_this_site
 from kytecron.core.errors import Forbidden
 from kytecron.core.states import Status
 from kytecron.services import accounts, lifecycle
@@ -15,7 +16,6 @@ from kytecron.services.audit import Actor
 from kytecron.store import queries
 from kytecron.store.models import CronSession
 from kytecron.web import access, words
-from kytecron.web.render import local_path
 from tests.pages import PASSWORD, Visitor, database, make_job, text_of, toast
 
 OURS = {
@@ -152,7 +152,7 @@ def test_signing_in_leads_to_the_page_that_was_asked_for(maria: Visitor) -> None
     ],
 )
 def test_nobody_is_sent_to_another_site(maria: Visitor, target: str) -> None:
-    assert local_path(target) is None
+    assert path_on_this_site(target) is None
     answer = maria.post("/sign-in", {"username": "maria", "password": PASSWORD, "next": target})
     assert answer.location == "/"
 
