@@ -59,7 +59,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     _connect_database(app, settings)
     if settings.trusted_proxies:
         hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=hops, x_proto=hops, x_host=hops, x_prefix=hops
+        )
     app.after_request(_compress)
     app.after_request(_secure)
     app.add_url_rule("/healthz", view_func=healthz)

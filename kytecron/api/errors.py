@@ -12,11 +12,13 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import RoutingException
 
 from ..core.errors import (
+    Busy,
     Conflict,
     Forbidden,
     Invalid,
     KytecronError,
     NotFound,
+    Stale,
     TooManyRequests,
 )
 from ..store.db import CommitUnknown
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 STATUSES: dict[type[KytecronError], int] = {
     NotFound: 404,
     Invalid: 422,
+    Stale: 412,
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
@@ -76,6 +79,10 @@ def answer(error: Exception) -> Response:
     match error:
         case Invalid():
             return shape(422, "invalid", error.message, fields=error.fields)
+        case Stale():
+            return shape(412, error.code, error.message, details=error.details)
+        case Busy():
+            return shape(409, error.code, error.message, headers={"Retry-After": str(error.retry_after)})
         case Conflict():
             return shape(409, error.code, error.message, details=error.details)
         case TooManyRequests():

@@ -14,10 +14,9 @@ from ..core import source
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import Schedule, zone
 from ..core.states import FINAL, Status
-from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, why
+from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, versions, why
 from ..services import jobs as services
 from ..services.jobs import CronJobManager
-from ..services.versions import get_version
 from ..store import figures, queries
 from ..store.models import CronJob
 from ..store.queries import JobFilter
@@ -44,7 +43,7 @@ from .inputs import (
     TriggerBody,
     WaitQuery,
 )
-from .routing import PREFIX, Answer, Call, route
+from .routing import Answer, Call, address, route
 
 WAIT_STEP = 0.1
 MASKED_PATH = "/•••"
@@ -67,7 +66,11 @@ def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     return shapes.Page[shapes.Job].model_construct(items=_listed(call, page.items), next_cursor=page.next)
 
 
-@route("POST /jobs", role="editor", status=201)
+def _parse(body: NewJob | JobChanges) -> None:
+    versions.problems_of(body.code or None)
+
+
+@route("POST /jobs", role="editor", status=201, beforehand=_parse)
 def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
     """Create a job and the first version of its code.
 
@@ -84,12 +87,13 @@ def read_job(call: Call, job_id: int) -> shapes.JobDetail:
     return _detail(call, _manager(call).get(job_id))
 
 
-@route("PATCH /jobs/{job_id}", role="editor", problems=(409,))
+@route("PATCH /jobs/{job_id}", role="editor", problems=(409,), beforehand=_parse)
 def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
     """Change some fields of a job, or its code.
 
-    With `revision` (and `base_version` for the code) a change that started from an older state is refused with
-    409, and `error.details` shows both sides.
+    With `If-Match` and the ETag that the change started from it is refused with 412 where the job has been changed
+    since, and `error.details` shows both sides. `revision` (and `base_version` for the code) do the same with 409,
+    for changes that would undo another one only.
     """
     changes = body.given()
     job = _manager(call).update_job(job_id, revision=changes.pop("revision", None), **changes)
@@ -172,9 +176,13 @@ def trigger_job(
         version=body.version,
         actor=call.actor,
     )
-    ended = _wait(call, made.id, query.wait)
-    headers = {"Location": f"{PREFIX}/executions/{made.id}"}
-    return Answer(execution_detail(call, made.id), 200 if ended else 202, headers)
+    headers = {"Location": address(f"/executions/{made.id}")}
+
+    def ended() -> Answer[shapes.ExecutionDetail]:
+        over = _wait(call, made.id, query.wait)
+        return Answer(execution_detail(call, made.id), 200 if over else 202, headers)
+
+    return Answer(execution_detail(call, made.id), 202, headers, later=ended if query.wait else None)
 
 
 @route("POST /jobs/{job_id}/backfill", role="operator", problems=(409, 429))
@@ -197,7 +205,7 @@ def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill
     )
 
 
-@route("POST /jobs/bulk", role="operator", problems=(429,))
+@route("POST /jobs/bulk", role="operator", problems=(409, 429), steps=True)
 def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
     """Do one thing to several jobs.
 
@@ -238,7 +246,7 @@ def export_jobs(call: Call, query: ExportQuery) -> shapes.JobFile | Response:
     return shapes.JobFile.model_construct(**document)
 
 
-@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True)
+@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True, steps=True)
 def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Import:
     """Make and change jobs until they are as a file has them; others stay as they are.
 
@@ -291,7 +299,7 @@ def job_why(call: Call, job_id: int) -> shapes.Why:
     return shapes.Why(verdict=found.verdict, reasons=reasons)
 
 
-@route("POST /schedules/preview", role="viewer")
+@route("POST /schedules/preview", role="viewer", reads=True)
 def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     """The next slots of a schedule that no job has yet."""
     fields = body.model_dump(exclude={"count"})
@@ -305,7 +313,7 @@ def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     )
 
 
-@route("POST /jobs/validate-code", role="viewer")
+@route("POST /jobs/validate-code", role="viewer", reads=True)
 def validate_code(call: Call, body: CodeBody) -> shapes.CodeCheck:
     """Whether code can be saved as a job. It is parsed, never run."""
     found = source.problems(body.code)
@@ -328,7 +336,7 @@ def _listed(call: Call, found: list[CronJob]) -> list[shapes.Job]:
 def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
     values = _values(call, job, services.parents_of(call.session, job.id))
     version = job.current_version
-    info = None if version is None else shapes.Version.of(get_version(call.session, job.id, version))
+    info = None if version is None else shapes.Version.of(versions.get_version(call.session, job.id, version))
     return shapes.JobDetail.model_construct(**values, version_info=info)
 
 
@@ -353,7 +361,7 @@ def _in_words(job: CronJob) -> str:
 
 
 def _created(call: Call, job: CronJob) -> Answer[shapes.JobDetail]:
-    headers = {"Location": f"{PREFIX}/jobs/{job.id}"}
+    headers = {"Location": address(f"/jobs/{job.id}")}
     return Answer(_detail(call, job), 201, headers)
 
 

@@ -113,6 +113,9 @@ class JobFields(BaseModel):
     overlap_policy: Literal["skip", "queue", "allow", "replace"] = Field(
         "skip", description="What to do with a slot while the previous run goes on"
     )
+    queue_length: int = Field(
+        1, ge=1, le=1000, description="How many runs may wait under overlap_policy queue; more are skipped"
+    )
     misfire_policy: Literal["run_once", "skip", "run_all"] = Field(
         "run_once", description="What to do with slots that were missed"
     )

@@ -19,7 +19,7 @@ from ..config import default_settings
 from ..core import preview as previews
 from ..core import source
 from ..core.dependencies import find_cycle
-from ..core.errors import Conflict, Invalid, NotFound
+from ..core.errors import Conflict, Invalid, NotFound, Stale
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
 from ..core.schedule import Schedule
 from ..store import claims, db
@@ -174,6 +174,34 @@ def _weekdays(days: Collection[int] | None) -> int | list[int] | None:
 def parents_of(session: Session, job_id: int) -> list[int]:
     """The ids of the jobs that a job depends on, sorted."""
     return sorted(session.scalars(sa.select(DEPENDENCY.c.parent).where(DEPENDENCY.c.cron_job == job_id)))
+
+
+def state_tag(job: Any) -> str:
+    """A word for what people have set on a job: it differs as soon as a setting or the code does."""
+    return f"{job.revision}-{job.current_version or 0}"
+
+
+def require_state(session: Session, job_id: int, tags: Collection[str], changes: Mapping[str, Any]) -> None:
+    """Lock a job where it is in one of the states of these tags.
+
+    Raises NotFound, and Stale with both sides of what `changes` would have set.
+    """
+    job = lock_job(session, job_id) if session.info.get(db.WRITING) else read_job(session, job_id)
+    if state_tag(job) in tags:
+        return
+    given, present = normalise_aliases(changes), configuration(session, job)
+    theirs, yours = audit.changes(present, {**present, **{k: v for k, v in given.items() if k in present}})
+    details = _both_sides(job, theirs, yours)
+    if (code := given.get("code")) is not None:
+        details["fields"]["code"] = {
+            "theirs": versions.current_source(session, job),
+            "yours": source.normalise(code),
+        }
+    raise Stale(
+        f'{job.updated_by or "Somebody"} has changed this job: its ETag is "{state_tag(job)}" now. Read it again, '
+        "look at what differs, and send that ETag",
+        {"etag": f'"{state_tag(job)}"', "current_version": job.current_version, **details},
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,18 +417,22 @@ def _action(after: Mapping[str, Any]) -> str:
 
 
 def _stale_edit(job: CronJob, revision: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Conflict:
-    theirs, yours = audit.plain(before), audit.plain(after)
     return Conflict(
         f"{job.updated_by or 'Somebody'} has changed this job since revision {revision}, which this edit started "
         f"from. Look at what differs ({', '.join(after)}) and save again from revision {job.revision}",
-        {
-            "base_revision": revision,
-            "revision": job.revision,
-            "changed_by": job.updated_by,
-            "changed_at": job.updated_at.isoformat() if job.updated_at else None,
-            "fields": {name: {"theirs": theirs[name], "yours": yours[name]} for name in after},
-        },
+        {"base_revision": revision, **_both_sides(job, before, after)},
     )
+
+
+def _both_sides(job: CronJob, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Who changed a job last, and what differs between what it is now and what an edit wanted."""
+    theirs, yours = audit.plain(before), audit.plain(after)
+    return {
+        "revision": job.revision,
+        "changed_by": job.updated_by,
+        "changed_at": job.updated_at.isoformat() if job.updated_at else None,
+        "fields": {name: {"theirs": theirs[name], "yours": yours[name]} for name in after},
+    }
 
 
 def _change(session: Session, job: CronJob, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

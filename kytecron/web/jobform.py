@@ -64,6 +64,7 @@ NAMES = {
     "priority": "Priority",
     "worker_tag": "Worker tag",
     "overlap_policy": "While the last run goes on",
+    "queue_length": "Queue length",
     "misfire_policy": "Missed slots",
     "misfire_grace_seconds": "Missed means later than",
     "on_lost_contact": "Without the database",

@@ -33,6 +33,7 @@ ANYTHING = {
     "priority": "9",
     "worker_tag": "gpu",
     "overlap_policy": "queue",
+    "queue_length": "3",
     "misfire_policy": "run_all",
     "misfire_grace_seconds": "61",
     "on_lost_contact": "continue",
