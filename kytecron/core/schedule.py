@@ -33,6 +33,7 @@ import tzdata  # type: ignore[import-untyped]
 
 from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron, shown
 from kytecron.core.errors import Invalid
+from kytecron.core.zones import zone_names
 
 SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
 MISFIRE_POLICIES = ("run_once", "skip", "run_all")
@@ -53,12 +54,6 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 # --- Time zones ---------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def zone_names() -> tuple[str, ...]:
-    """Every time zone name that a schedule may use, sorted."""
-    return tuple(sorted(files("tzdata").joinpath("zones").read_text("utf-8").split()))
 
 
 @lru_cache(maxsize=1024)
