@@ -338,6 +338,7 @@ class PreviewBody(Body):
     starts_at: Moment | None = None
     ends_at: Moment | None = None
     count: int = Field(10, ge=1, le=MAX_PREVIEW)
+    job: JobId | None = Field(None, description="A job that this may become the schedule of")
 
 
 class ImportBody(Body):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,9 +12,9 @@ from flask import Response
 from ..core import preview as previews
 from ..core import source
 from ..core.errors import Invalid, NotFound
-from ..core.schedule import Schedule, zone
+from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, versions, why
+from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, upcoming, versions, why
 from ..services import jobs as services
 from ..services.jobs import CronJobManager
 from ..store import figures, queries
@@ -271,21 +271,8 @@ def job_stats(call: Call, job_id: int, query: DaysQuery) -> shapes.Statistics:
 @route("GET /jobs/{job_id}/upcoming", role="viewer")
 def job_upcoming(call: Call, job_id: int, query: CountQuery) -> shapes.Upcoming:
     """The next slots of a job."""
-    job = _manager(call).get(job_id)
-    try:
-        schedule = slots.schedule_of(job)
-    except Invalid as invalid:  # a row written by hand
-        return shapes.Upcoming(
-            schedule=invalid.message, timezone=job.timezone, slots=[], warnings=[invalid.message]
-        )
-    return shapes.Upcoming(
-        schedule=previews.describe(schedule),
-        timezone=job.timezone,
-        slots=_upcoming(job, schedule, query.count),
-        warnings=previews.warnings(schedule, call.now, None, job.starts_at, job.ends_at)
-        if job.enabled
-        else [],
-    )
+    found = upcoming.upcoming(call.session, _manager(call).get(job_id), query.count, call.now)
+    return shapes.Upcoming(**asdict(found))
 
 
 @route("GET /jobs/{job_id}/why", role="viewer")
@@ -301,9 +288,13 @@ def job_why(call: Call, job_id: int) -> shapes.Why:
 
 @route("POST /schedules/preview", role="viewer", reads=True)
 def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
-    """The next slots of a schedule that no job has yet."""
-    fields = body.model_dump(exclude={"count"})
-    found = services.preview(fields, call.now, body.count)
+    """The next slots of a schedule that no job has yet.
+
+    With `job` it is warned where these slots are closer together than that job usually takes.
+    """
+    fields = body.model_dump(exclude={"count", "job"})
+    usual = None if body.job is None else upcoming.usual_seconds(call.session, body.job, call.now)
+    found = services.preview(fields, call.now, body.count, usual)
     return shapes.Preview(
         schedule=found.sentence,
         timezone=found.timezone,
@@ -337,7 +328,8 @@ def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
     values = _values(call, job, services.parents_of(call.session, job.id))
     version = job.current_version
     info = None if version is None else shapes.Version.of(versions.get_version(call.session, job.id, version))
-    return shapes.JobDetail.model_construct(**values, version_info=info)
+    warnings = upcoming.warnings(call.session, job, call.now)
+    return shapes.JobDetail.model_construct(**values, version_info=info, warnings=warnings)
 
 
 def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
@@ -363,17 +355,6 @@ def _in_words(job: CronJob) -> str:
 def _created(call: Call, job: CronJob) -> Answer[shapes.JobDetail]:
     headers = {"Location": address(f"/jobs/{job.id}")}
     return Answer(_detail(call, job), 201, headers)
-
-
-def _upcoming(job: CronJob, schedule: Schedule, count: int) -> list[datetime]:
-    """The next slots of a job, the one it waits for first."""
-    if not job.enabled or job.next_run_time is None:
-        return []
-    left = count if job.max_runs is None else min(count, job.max_runs - job.runs_scheduled)
-    if slots.counts_from_completion(job):
-        left = 1  # those after it depend on when it ends
-    following = previews.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
-    return [job.next_run_time, *following]
 
 
 def _wait(call: Call, execution_id: int, seconds: int) -> bool:

@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from ..core import preview
 from ..core.errors import Invalid
 from ..core.jobspec import DEFAULTS, SCHEDULE_TYPES, JobFields
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import audit, lifecycle, slots, transfer, why
+from ..services import audit, lifecycle, transfer, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
 from ..store import db as database
@@ -137,6 +136,7 @@ def show(job: str, as_json: bool) -> None:
     say()
     chosen = {name: found[name] for name in JobFields.model_fields if found[name] != DEFAULTS.get(name)}
     console.facts({name: value for name, value in chosen.items() if name != "name"})
+    _warn(found["warnings"])
 
 
 def _last_run(last: Shape | None) -> str | None:
@@ -150,7 +150,8 @@ def detail(job: CronJob) -> Shape:
     """A job as it is printed."""
     session, number = console.database(), job.current_version
     current = None if number is None else get_version(session, job.id, number)
-    return shapes.job_detail(job, parents_of(session, job.id), current)
+    warnings = upcoming.warnings(session, job, database.now(session))
+    return shapes.job_detail(job, parents_of(session, job.id), current, warnings)
 
 
 @jobs.command("why")
@@ -175,7 +176,8 @@ def why_not(job: str, as_json: bool) -> None:
 def next_runs(job: str, count: int, as_json: bool) -> None:
     """Show when a job runs next, and what about its schedule may surprise."""
     found = manager().find(job)
-    answer = upcoming(found, count, database.now(console.database()))
+    session = console.database()
+    answer = asdict(upcoming.upcoming(session, found, count, database.now(session)))
     if as_json:
         console.print_json(answer)
         return
@@ -184,38 +186,16 @@ def next_runs(job: str, count: int, as_json: bool) -> None:
         titles = tuple(dict.fromkeys(("UTC", found.timezone)))
         rows = [[_on_clock(slot, name) for name in titles] for slot in answer["slots"]]
         console.table(titles, rows)
-    for warning in answer["warnings"]:
+    _warn(answer["warnings"])
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
         say(f"Note: {warning}")
 
 
 def _on_clock(slot: datetime, zone_name: str) -> str:
     return f"{slot.astimezone(zone(zone_name)):%a %Y-%m-%d %H:%M:%S %Z}"
-
-
-def upcoming(job: CronJob, count: int, now: datetime) -> Shape:
-    """The next slots of a job, the one it waits for first."""
-    try:
-        schedule = slots.schedule_of(job)
-    except Invalid as invalid:  # a row written by hand
-        return {
-            "schedule": invalid.message,
-            "timezone": job.timezone,
-            "slots": [],
-            "warnings": [invalid.message],
-        }
-    planned: list[datetime] = []
-    if job.enabled and job.next_run_time is not None:
-        left = count if job.max_runs is None else min(count, job.max_runs - job.runs_scheduled)
-        if slots.counts_from_completion(job):
-            left = 1  # those after it depend on when it ends
-        following = preview.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
-        planned = [job.next_run_time, *following]
-    return {
-        "schedule": preview.describe(schedule),
-        "timezone": job.timezone,
-        "slots": planned,
-        "warnings": preview.warnings(schedule, now, None, job.starts_at, job.ends_at) if job.enabled else [],
-    }
 
 
 # -- making and changing -------------------------------------------------------------------------------------
@@ -233,6 +213,7 @@ def create(code_file: str | None, message: str, as_json: bool, **options: Any) -
         console.print_json(detail(job))
         return
     say(f"Job {job.id} {job.name!r} created. {_next_run(job)}")
+    _warn(detail(job)["warnings"])
 
 
 @jobs.command()
@@ -271,6 +252,7 @@ def edit(
         say(line)
     if lines:
         say(_next_run(found))
+        _warn(detail(found)["warnings"])
 
 
 def _next_run(job: CronJob) -> str:
