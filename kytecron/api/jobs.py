@@ -56,6 +56,7 @@ MASKED_PATH = "/•••"
 def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     """List jobs."""
     wanted = JobFilter(
+        name=query.name,
         q=query.q,
         status=query.status,
         tag=query.tag,
@@ -190,7 +191,9 @@ def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill
     """Run the slots of a time range that no run has completed, one after another."""
     if not body.dry_run:
         call.throttle_triggers()
-    found = lifecycle.backfill(call.session, job_id, body.start, body.end, call.actor, dry_run=body.dry_run)
+    found = lifecycle.backfill(
+        call.session, job_id, body.slot_from, body.slot_to, call.actor, dry_run=body.dry_run
+    )
     return shapes.Backfill(
         dry_run=body.dry_run,
         runs=sum(slot.will_run for slot in found),

@@ -25,7 +25,7 @@ from ..store.models import CronJob, CronJobExecution
 from ..store.queries import JOB_SORTS, JOB_STATUSES, NEVER_RAN, JobFilter
 from . import console, shapes
 from .console import MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say, yes_option
-from .fields import code_options, given, job_options, read_code
+from .fields import code_options, given, job_options
 from .shapes import Shape
 
 WAIT_STEP = 0.1
@@ -49,6 +49,7 @@ def manager() -> CronJobManager:
 
 
 @jobs.command("list")
+@click.option("--name", help="The whole name.")
 @click.option("--q", help="Part of the name or the description.")
 @click.option("--status", type=click.Choice(list(JOB_STATUSES)))
 @click.option("--tag")
@@ -208,7 +209,7 @@ def _on_clock(slot: datetime, zone_name: str) -> str:
 def create(code_file: str | None, message: str, as_json: bool, **options: Any) -> None:
     """Create a job."""
     service = manager()
-    job = service.create_job(**given(options, service), **read_code(code_file), message=message)
+    job = service.create_job(**given(options, service, code_file), message=message)
     if as_json:
         console.print_json(detail(job))
         return
@@ -236,9 +237,9 @@ def edit(
     service, session = manager(), console.database()
     found = service.find(job)
     before, version = configuration(session, found), found.current_version
-    changes = given(options, service)
+    changes = given(options, service, code_file)
     if code_file is not None:
-        changes |= {**read_code(code_file), "message": message, "base_version": base_version}
+        changes |= {"message": message, "base_version": base_version}
     found = service.update_job(found.id, revision=revision, **changes)
     if as_json:
         console.print_json(detail(found))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from difflib import get_close_matches
@@ -200,6 +200,21 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "Write 1 to 31; 29 to 31 fall back to the last day of a shorter month",
     ),
 }
+
+
+def unused_problems(schedule_type: object, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with those of the given fields that a schedule of this type does not need."""
+    needed = _NEEDED.get(schedule_type, ()) if isinstance(schedule_type, str) else ()
+    problems: dict[str, str] = {}
+    for name in _READERS.keys() - needed:
+        read, hint = _READERS[name]
+        if _blank(value := given.get(name)):
+            continue
+        try:
+            read(value)
+        except Refused as refused:
+            problems[name] = str(refused) or f"Invalid {name} {shown(value)}. {hint}"
+    return problems
 
 
 def _wall_times(values: dict[str, Any]) -> dict[str, Any]:

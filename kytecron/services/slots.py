@@ -382,16 +382,16 @@ class BackfillSlot:
 def backfill_slots(session: Session, job: Any, start: datetime, end: datetime) -> list[BackfillSlot]:
     """The slots of a job in [start, end). Raises Invalid for an empty, future or too long range."""
     if start >= end:
-        raise Invalid({"end": "end must be later than start: the range is [start, end)"})
+        raise Invalid({"to": "to must be later than from: the range is [from, to)"})
     if end > db.now(session):
-        raise Invalid({"end": "end must not lie in the future: those slots will run by themselves"})
+        raise Invalid({"to": "to must not lie in the future: those slots will run by themselves"})
     schedule = schedule_of(job)
     found: list[datetime] = []
     slot = schedule.next_after(start - timedelta(microseconds=1))
     while slot is not None and slot < end:
         found.append(slot)
         if len(found) > MAX_BACKFILL:
-            raise Invalid({"end": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
+            raise Invalid({"to": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
         slot = schedule.next_after(slot)
     known = _statuses(session, job.id, start, end)
     going = {Status.COMPLETED, Status.PENDING, Status.RUNNING}
