@@ -41,7 +41,7 @@ def outer(inside: Any, proxies: int) -> Any:
     """The WSGI application around Flask's: requests as they came, by way of so many proxies."""
     inside = _well_formed(inside)
     if proxies:
-        inside = ProxyFix(inside, x_for=proxies, x_proto=proxies, x_host=proxies)
+        inside = ProxyFix(inside, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies)
     return _as_connected(inside)
 
 

@@ -14,7 +14,7 @@ from flask import request
 from pydantic import BaseModel, ValidationError
 
 from ..core.errors import Invalid
-from ..core.jobspec import field_messages
+from ..core.jobspec import field_messages, with_nearest
 from ..services import transfer
 from . import errors
 from .errors import Malformed, UnsupportedMediaType
@@ -72,12 +72,29 @@ def read_query(model: type[Model]) -> Model:
     return validated(model, given)
 
 
+class Judged(BaseModel):
+    """A body whose fields are not judged by their types alone."""
+
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        """What is wrong with those fields whose types are right."""
+        raise NotImplementedError
+
+
 def validated(model: type[Model], given: dict[str, Any]) -> Model:
     """`given` as a model. Raises Invalid with a message for each wrong field."""
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise Invalid(field_messages(error)) from None
+        known = [info.alias or name for name, info in model.model_fields.items()]
+        wrong = with_nearest(field_messages(error), known)
+        raise Invalid({**_further(model, given, wrong), **wrong}) from None
+
+
+def _further(model: type[BaseModel], given: dict[str, Any], wrong: dict[str, str]) -> dict[str, str]:
+    """What else is wrong, so that all of it is told at once."""
+    rest = {name: value for name, value in given.items() if name in model.model_fields and name not in wrong}
+    return model.further_problems(rest) if issubclass(model, Judged) else {}
 
 
 def _is_list(annotation: Any) -> bool:

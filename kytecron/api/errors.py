@@ -18,8 +18,10 @@ from ..core.errors import (
     Invalid,
     KytecronError,
     NotFound,
+    Stale,
     TooManyRequests,
     Unavailable,
+    UnderWay,
 )
 from ..requestdb import db
 from ..store.db import CommitUnknown, cause, give_up, is_outage
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 STATUSES: dict[type[KytecronError], int] = {
     NotFound: 404,
     Invalid: 422,
+    Stale: 412,
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
@@ -80,6 +83,10 @@ def answer(error: Exception) -> Response:
     match error:
         case Invalid():
             return shape(422, "invalid", error.message, fields=error.fields)
+        case Stale():
+            return shape(412, error.code, error.message, details=error.details)
+        case UnderWay():
+            return shape(409, error.code, error.message, headers={"Retry-After": str(error.retry_after)})
         case Conflict():
             return shape(409, error.code, error.message, details=error.details)
         case TooManyRequests() | Busy():

@@ -15,7 +15,7 @@ from ..store.keyset import Page
 from ..store.queries import ExecutionFilter, ExecutionRow
 from . import shapes
 from .inputs import DaysQuery, ExecutionsQuery, FailedQuery, ListQuery, LogQuery, ReasonBody, RerunBody
-from .routing import PREFIX, Answer, Call, route
+from .routing import Answer, Call, address, route
 from .waiting import Caller
 
 FOLLOW_STEP = 0.3
@@ -102,7 +102,7 @@ def rerun_execution(call: Call, execution_id: int, body: RerunBody) -> Answer[sh
     """Run an ended execution's slot again, with its parameters."""
     call.throttle_triggers()
     made = lifecycle.rerun(call.session, execution_id, call.actor, same_version=body.same_version)
-    headers = {"Location": f"{PREFIX}/executions/{made.id}"}
+    headers = {"Location": address(f"/executions/{made.id}")}
     return Answer(execution_detail(call, made.id), 201, headers)
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from ..core.jobspec import JobFields
@@ -25,8 +26,9 @@ from ..core.preview import MAX_PREVIEW
 from ..core.schedule import SCHEDULE_TYPES
 from ..core.source import EXAMPLE, MAX_BYTES
 from ..core.states import Origin, Status
-from ..services import bulk, transfer
+from ..services import bulk, jobs, transfer
 from ..store.queries import JOB_SORTS, JOB_STATUSES, MAX_LIMIT, NEVER_RAN
+from .bodies import Judged
 
 LARGEST = 2**63 - 1
 
@@ -77,6 +79,7 @@ class ListQuery(Query):
 class JobsQuery(ListQuery):
     """Which jobs."""
 
+    name: Word | None = Field(None, description="The whole name")
     q: Word | None = Field(None, description="Part of the name or the description")
     status: Literal[tuple(JOB_STATUSES)] | None = None  # type: ignore[valid-type]
     tag: Word | None = None
@@ -222,7 +225,7 @@ JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-class JobInput(JobFields):
+class JobInput(JobFields, Judged):
     """A job's configuration as JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -250,6 +253,10 @@ class NewJob(JobInput):
 
     code: Code
 
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        return jobs.problems(given)
+
 
 def _drop_defaults(schema: dict[str, Any]) -> None:
     for described in schema["properties"].values():
@@ -270,6 +277,10 @@ class JobChanges(JobInput):
     base_version: int | None = Field(
         None, ge=0, le=LARGEST, description="Version that the change of the code started from; 0 for none"
     )
+
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        return {name: text for name, text in jobs.problems(given).items() if name in given}
 
 
 class TriggerBody(Body):
@@ -299,11 +310,20 @@ class CloneBody(Body):
 
 
 class BackfillBody(Body):
-    """Which slots: from `start` on, before `end`."""
+    """Which slots: `from` then on, before `to`. The older names `start` and `end` are taken, too."""
 
-    start: Moment
-    end: Moment
+    slot_from: Moment = Field(alias="from")
+    slot_to: Moment = Field(alias="to", description="Before then")
     dry_run: bool = Field(False, description="Only list the slots")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_names(cls, given: dict[str, Any]) -> dict[str, Any]:
+        renamed = dict(given)
+        for older, name in (("start", "from"), ("end", "to")):
+            if older in renamed and name not in renamed:
+                renamed[name] = renamed.pop(older)
+        return renamed
 
 
 class RerunBody(Body):
@@ -338,6 +358,7 @@ class PreviewBody(Body):
     starts_at: Moment | None = None
     ends_at: Moment | None = None
     count: int = Field(10, ge=1, le=MAX_PREVIEW)
+    job: JobId | None = Field(None, description="A job that this may become the schedule of")
 
 
 class ImportBody(Body):
@@ -350,6 +371,7 @@ class ImportBody(Body):
 class JobsFilter(Body):
     """Which jobs, as in the list of jobs."""
 
+    name: Word | None = None
     q: Word | None = None
     status: Literal[tuple(JOB_STATUSES)] | None = None  # type: ignore[valid-type]
     tag: Word | None = None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from datetime import datetime
+from dataclasses import asdict
 from typing import Any
 
 from flask import Response
@@ -11,12 +10,11 @@ from flask import Response
 from ..core import addresses, source
 from ..core import preview as previews
 from ..core.errors import Invalid, NotFound
-from ..core.schedule import Schedule, zone
+from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, why
+from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, upcoming, versions, why
 from ..services import jobs as services
 from ..services.jobs import CronJobManager
-from ..services.versions import get_version
 from ..store import figures, queries
 from ..store.models import CronJob
 from ..store.queries import JobFilter
@@ -43,7 +41,7 @@ from .inputs import (
     TriggerBody,
     WaitQuery,
 )
-from .routing import PREFIX, Answer, Call, route
+from .routing import Answer, Call, address, route
 from .waiting import looks
 
 WAIT_STEP = 0.1
@@ -57,6 +55,7 @@ MASKED_PATH = "/•••"
 def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     """List jobs."""
     wanted = JobFilter(
+        name=query.name,
         q=query.q,
         status=query.status,
         tag=query.tag,
@@ -67,7 +66,11 @@ def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     return shapes.Page[shapes.Job].model_construct(items=_listed(call, page.items), next_cursor=page.next)
 
 
-@route("POST /jobs", role="editor", status=201)
+def _parse(body: NewJob | JobChanges) -> None:
+    versions.problems_of(body.code or None)
+
+
+@route("POST /jobs", role="editor", status=201, beforehand=_parse)
 def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
     """Create a job and the first version of its code.
 
@@ -84,12 +87,13 @@ def read_job(call: Call, job_id: int) -> shapes.JobDetail:
     return _detail(call, _manager(call).get(job_id))
 
 
-@route("PATCH /jobs/{job_id}", role="editor", problems=(409,))
+@route("PATCH /jobs/{job_id}", role="editor", problems=(409,), beforehand=_parse)
 def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
     """Change some fields of a job, or its code.
 
-    With `revision` (and `base_version` for the code) a change that started from an older state is refused with
-    409, and `error.details` shows both sides.
+    With `If-Match` and the ETag that the change started from it is refused with 412 where the job has been changed
+    since, and `error.details` shows both sides. `revision` (and `base_version` for the code) do the same with 409,
+    for changes that would undo another one only.
     """
     changes = body.given()
     job = _manager(call).update_job(job_id, revision=changes.pop("revision", None), **changes)
@@ -164,20 +168,24 @@ def trigger_job(
     after so many seconds. A retry that follows is another execution: see `attempts`. When too many wait already, the
     answer is 503 and nothing was started.
     """
-    # The seat first: whoever is refused one may ask again without starting a second run.
-    with call.seat() if query.wait else nullcontext():
-        call.throttle_triggers()
-        made = lifecycle.trigger(
-            call.session,
-            job_id,
-            parameters=body.parameters,
-            note=body.note,
-            version=body.version,
-            actor=call.actor,
-        )
-        ended = _wait(call, made.id, query.wait)
-    headers = {"Location": f"{PREFIX}/executions/{made.id}"}
-    return Answer(execution_detail(call, made.id), 200 if ended else 202, headers)
+    if query.wait:
+        call.hold_seat()  # first: whoever is refused one may ask again without starting a second run
+    call.throttle_triggers()
+    made = lifecycle.trigger(
+        call.session,
+        job_id,
+        parameters=body.parameters,
+        note=body.note,
+        version=body.version,
+        actor=call.actor,
+    )
+    headers = {"Location": address(f"/executions/{made.id}")}
+
+    def ended() -> Answer[shapes.ExecutionDetail]:
+        over = _wait(call, made.id, query.wait)
+        return Answer(execution_detail(call, made.id), 200 if over else 202, headers)
+
+    return Answer(execution_detail(call, made.id), 202, headers, later=ended if query.wait else None)
 
 
 @route("POST /jobs/{job_id}/backfill", role="operator", problems=(409, 429))
@@ -185,7 +193,9 @@ def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill
     """Run the slots of a time range that no run has completed, one after another."""
     if not body.dry_run:
         call.throttle_triggers()
-    found = lifecycle.backfill(call.session, job_id, body.start, body.end, call.actor, dry_run=body.dry_run)
+    found = lifecycle.backfill(
+        call.session, job_id, body.slot_from, body.slot_to, call.actor, dry_run=body.dry_run
+    )
     return shapes.Backfill(
         dry_run=body.dry_run,
         runs=sum(slot.will_run for slot in found),
@@ -200,7 +210,7 @@ def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill
     )
 
 
-@route("POST /jobs/bulk", role="operator", problems=(429,))
+@route("POST /jobs/bulk", role="operator", problems=(409, 429), steps=True)
 def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
     """Do one thing to several jobs.
 
@@ -241,7 +251,7 @@ def export_jobs(call: Call, query: ExportQuery) -> shapes.JobFile | Response:
     return shapes.JobFile.model_construct(**document)
 
 
-@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True)
+@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True, steps=True)
 def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Import:
     """Make and change jobs until they are as a file has them; others stay as they are.
 
@@ -266,21 +276,8 @@ def job_stats(call: Call, job_id: int, query: DaysQuery) -> shapes.Statistics:
 @route("GET /jobs/{job_id}/upcoming", role="viewer")
 def job_upcoming(call: Call, job_id: int, query: CountQuery) -> shapes.Upcoming:
     """The next slots of a job."""
-    job = _manager(call).get(job_id)
-    try:
-        schedule = slots.schedule_of(job)
-    except Invalid as invalid:  # a row written by hand
-        return shapes.Upcoming(
-            schedule=invalid.message, timezone=job.timezone, slots=[], warnings=[invalid.message]
-        )
-    return shapes.Upcoming(
-        schedule=previews.describe(schedule),
-        timezone=job.timezone,
-        slots=_upcoming(job, schedule, query.count),
-        warnings=previews.warnings(schedule, call.now, None, job.starts_at, job.ends_at)
-        if job.enabled
-        else [],
-    )
+    found = upcoming.upcoming(call.session, _manager(call).get(job_id), query.count, call.now)
+    return shapes.Upcoming(**asdict(found))
 
 
 @route("GET /jobs/{job_id}/why", role="viewer")
@@ -294,11 +291,15 @@ def job_why(call: Call, job_id: int) -> shapes.Why:
     return shapes.Why(verdict=found.verdict, reasons=reasons)
 
 
-@route("POST /schedules/preview", role="viewer")
+@route("POST /schedules/preview", role="viewer", reads=True)
 def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
-    """The next slots of a schedule that no job has yet."""
-    fields = body.model_dump(exclude={"count"})
-    found = services.preview(fields, call.now, body.count)
+    """The next slots of a schedule that no job has yet.
+
+    With `job` it is warned where these slots are closer together than that job usually takes.
+    """
+    fields = body.model_dump(exclude={"count", "job"})
+    usual = None if body.job is None else upcoming.usual_seconds(call.session, body.job, call.now)
+    found = services.preview(fields, call.now, body.count, usual)
     return shapes.Preview(
         schedule=found.sentence,
         timezone=found.timezone,
@@ -308,7 +309,7 @@ def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     )
 
 
-@route("POST /jobs/validate-code", role="viewer")
+@route("POST /jobs/validate-code", role="viewer", reads=True)
 def validate_code(call: Call, body: CodeBody) -> shapes.CodeCheck:
     """Whether code can be saved as a job. It is parsed, never run."""
     found = source.problems(body.code)
@@ -331,8 +332,9 @@ def _listed(call: Call, found: list[CronJob]) -> list[shapes.Job]:
 def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
     values = _values(call, job, services.parents_of(call.session, job.id))
     version = job.current_version
-    info = None if version is None else shapes.Version.of(get_version(call.session, job.id, version))
-    return shapes.JobDetail.model_construct(**values, version_info=info)
+    info = None if version is None else shapes.Version.of(versions.get_version(call.session, job.id, version))
+    warnings = upcoming.warnings(call.session, job, call.now)
+    return shapes.JobDetail.model_construct(**values, version_info=info, warnings=warnings)
 
 
 def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
@@ -356,19 +358,8 @@ def _in_words(job: CronJob) -> str:
 
 
 def _created(call: Call, job: CronJob) -> Answer[shapes.JobDetail]:
-    headers = {"Location": f"{PREFIX}/jobs/{job.id}"}
+    headers = {"Location": address(f"/jobs/{job.id}")}
     return Answer(_detail(call, job), 201, headers)
-
-
-def _upcoming(job: CronJob, schedule: Schedule, count: int) -> list[datetime]:
-    """The next slots of a job, the one it waits for first."""
-    if not job.enabled or job.next_run_time is None:
-        return []
-    left = count if job.max_runs is None else min(count, job.max_runs - job.runs_scheduled)
-    if slots.counts_from_completion(job):
-        left = 1  # those after it depend on when it ends
-    following = previews.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
-    return [job.next_run_time, *following]
 
 
 def _wait(call: Call, execution_id: int, seconds: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,10 @@ from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..services import idempotency
 from . import shapes
 from .bodies import LARGEST, YAML
+from .conditions import REPLAYED
 from .errors import HTTP_ERRORS
 from .routing import PREFIX, PUBLIC, ROUTES, Route, summary
 
@@ -22,7 +25,8 @@ REF = "#/components/schemas/"
 INTRODUCTION = """\
 Each request carries a token: `Authorization: Bearer <token>`. A token has a role (viewer, operator, editor, admin), and
 each of these may do what those before it may. Times are ISO 8601 in UTC. Lists come in parts: send the `next_cursor` of
-an answer as `cursor` for the next part. Unknown fields and parameters are refused."""
+an answer as `cursor` for the next part. Unknown fields and parameters are refused. What changes something takes an
+`Idempotency-Key`: sent again with the same key, the same request is not carried out twice."""
 
 AREAS = {
     "jobs": "Jobs",
@@ -36,6 +40,7 @@ PROBLEMS = {
     403: "The token's role does not allow this",
     404: "Nothing has that id",
     409: "The present state forbids it",
+    412: "If-Match names another state than the present one; `details` shows both sides",
     422: "Invalid; `fields` says what and where",
     429: "Too many requests; see the Retry-After header",
     503: "As many wait as may at once, or the database does not answer; see the Retry-After header",
@@ -99,7 +104,11 @@ def _operation(one: Route, references: dict[Any, Any], schemas: dict[str, Any]) 
         "summary": title,
         "description": f"{text}\n\nRole: {one.role}.".strip(),
         "tags": [AREAS[one.area]],
-        "parameters": [*map(_path_parameter, one.numbers), *_query_parameters(one, schemas)],
+        "parameters": [
+            *map(_path_parameter, one.numbers),
+            *_query_parameters(one, schemas),
+            *_header_parameters(one),
+        ],
         "responses": _responses(one, references),
         "x-role": one.role,
     }
@@ -140,6 +149,27 @@ def _query_parameter(name: str, schema: dict[str, Any], required: bool) -> dict[
     return parameter | {"description": text} if text else parameter
 
 
+def _header_parameters(one: Route) -> Iterator[dict[str, Any]]:
+    if one.stateful:
+        yield _header(
+            "If-Match",
+            r'^(\*|"[0-9]{1,9}-[0-9]{1,9}")$',
+            "`ETag` of the job that this started from; else 412",
+        )
+    if not (one.reads or one.tells_secret):
+        yield _header(
+            idempotency.FIELD,
+            r"^[0-9A-Za-z_-]{1,255}$",
+            "A name for this request, such as a UUID: sent again within a day it gets the same answer, with "
+            f"`{REPLAYED}: true`, and nothing is done twice",
+        )
+
+
+def _header(name: str, pattern: str, text: str) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": pattern}
+    return {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
+
+
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """A query parameter is there or not there; null is for JSON."""
     rest = [part for part in schema.get("anyOf", ()) if part != {"type": "null"}]
@@ -156,6 +186,10 @@ def _responses(one: Route, references: dict[Any, Any]) -> dict[str, Any]:
     problems = {401, 403, 422, *one.problems}
     if one.numbers:
         problems.add(404)
+    if one.stateful:
+        problems.add(412)
+    if not (one.reads or one.tells_secret):
+        problems |= {400, 409, 429}
     if one.body is not None:
         problems |= {400, 413, 415}
     answers = {str(status): good for status in one.statuses}
@@ -172,7 +206,12 @@ def _good_response(one: Route, references: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if one.text_too:
         content[one.text_too] = {"schema": schema if one.text_too == YAML else {"type": "string"}}
-    answer = {"description": (inspect.getdoc(one.result) or "").partition("\n")[0], "content": content}
+    answer: dict[str, Any] = {
+        "description": (inspect.getdoc(one.result) or "").partition("\n")[0],
+        "content": content,
+    }
+    if one.result is shapes.JobDetail:
+        answer["headers"] = {"ETag": {"schema": {"type": "string"}, "description": "For If-Match"}}
     links = _links(one)
     return answer | {"links": links} if links else answer
 

@@ -24,14 +24,17 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.errors import Forbidden, NotFound
+from ..core.errors import Forbidden, Invalid, NotFound
 from ..requestdb import db
-from ..services import accounts
+from ..services import accounts, idempotency, jobs
 from ..services.audit import Actor
 from ..services.seats import Seat, Seats
 from ..store import db as database
-from . import errors
+from ..store.db import transactional
+from . import conditions, errors
 from .bodies import LARGEST, read_body, read_query
+from .inputs import JobInput
+from .shapes import JobDetail
 
 ROOT = "/api"
 """Whoever asks for something below here is a program, whatever it takes for the version."""
@@ -54,6 +57,8 @@ class Call:
     token_id: int
     role: str
     actor: Actor
+    held: list[Seat] = field(default_factory=list)
+    """Seats that are left when the request has been answered."""
 
     def require(self, role: str) -> None:
         """Raises Forbidden where what was asked for needs more than the route does."""
@@ -69,6 +74,11 @@ class Call:
         seats: Seats = current_app.extensions["kytecron.seats"]
         return seats.take(f"token:{self.token_id}")
 
+    def hold_seat(self) -> None:
+        """A seat until the request has been answered, however often its transaction is repeated. Raises Busy."""
+        if not self.held:
+            self.held.append(self.seat())
+
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Result]):
@@ -77,6 +87,8 @@ class Answer(Generic[Result]):
     value: Result
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
+    later: Callable[[], Answer[Result]] | None = None
+    """What takes time, such as waiting for a run's end: its answer counts. No transaction is open meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +116,19 @@ class Route:
     """The body may be YAML, too."""
     area: str
     """The module of the view."""
+    beforehand: Callable[[Any], None] | None
+    """Given the body before any transaction begins: what takes too long inside one."""
+    reads: bool
+    """Changes nothing, whatever its method."""
+    steps: bool
+    """Takes several transactions."""
+    tells_secret: bool
+    """Its request or its answer holds a secret, so that no Idempotency-Key may keep it."""
+
+    @property
+    def stateful(self) -> bool:
+        """It is about one job, whose ETag If-Match may name."""
+        return "job_id" in self.numbers and (not self.reads or self.path == "/jobs/{job_id}")
 
     @property
     def name(self) -> str:
@@ -123,6 +148,10 @@ def route(
     problems: tuple[int, ...] = (),
     text_too: str = "",
     yaml_too: bool = False,
+    beforehand: Callable[[Any], None] | None = None,
+    reads: bool = False,
+    steps: bool = False,
+    tells_secret: bool = False,
 ) -> Callable[[View], View]:
     """Declare a view as the answer to `rule`: a method and a path below PREFIX."""
     method, path = rule.split()
@@ -144,6 +173,10 @@ def route(
                 text_too=text_too,
                 yaml_too=yaml_too,
                 area=view.__module__.rpartition(".")[2],
+                beforehand=beforehand,
+                reads=reads or method == "GET",
+                steps=steps,
+                tells_secret=tells_secret,
             )
         )
         return view
@@ -182,9 +215,70 @@ def _answering(declared: Route) -> Callable[..., Response]:
             read_query(Nothing)
         if declared.body is not None:
             arguments["body"] = read_body(declared.body, declared.yaml_too)
-        return _response(declared, declared.view(call, **arguments))
+        try:
+            return _carried_out(declared, call, arguments)
+        finally:
+            for seat in call.held:
+                seat.leave()
 
     return answer
+
+
+def _carried_out(declared: Route, call: Call, arguments: dict[str, Any]) -> Response:
+    """The answer of a view under the request's conditions: If-Match holds, and its Idempotency-Key is new."""
+    key, tags = conditions.key(), conditions.wanted_tags()
+    if not declared.stateful:
+        conditions.refuse_tags_without_state()
+    if key is not None and declared.tells_secret:
+        raise Invalid({idempotency.FIELD: f"{idempotency.FIELD}: not here, where it would keep a secret"})
+
+    def act() -> Response:
+        if tags is not None:
+            body = arguments.get("body")
+            jobs.require_state(
+                call.session, arguments["job_id"], tags, body.given() if isinstance(body, JobInput) else {}
+            )
+        return _response(declared, declared.view(call, **arguments), later)
+
+    later: list[Callable[[], Any]] = []
+    if declared.reads or (key is None and tags is None):
+        response = act()
+    else:
+        if declared.beforehand is not None:
+            declared.beforehand(arguments["body"])
+        response = _once(declared, call, arguments, key, act)
+    for wait in later:
+        response = _response(declared, wait(), [])
+        if key is not None:
+            asked = _asked(declared, call, arguments, key)
+            idempotency.keep(call.session, call.settings, asked, conditions.packed(response))
+    return response
+
+
+def _once(
+    declared: Route, call: Call, arguments: dict[str, Any], key: str | None, act: Callable[[], Response]
+) -> Response:
+    if key is None:
+        return transactional(lambda _: act())(call.session)
+    carry_out = idempotency.stepwise if declared.steps else idempotency.once
+    asked = _asked(declared, call, arguments, key)
+    given = carry_out(call.session, call.settings, asked, lambda: conditions.packed(act()))
+    return conditions.unpacked(given.answer, given.replayed)
+
+
+def _asked(declared: Route, call: Call, arguments: dict[str, Any], key: str) -> idempotency.Asked:
+    told = [
+        value.model_dump_json(exclude_unset=True) if isinstance(value, BaseModel) else str(value)
+        for value in arguments.values()
+    ]
+    wanted = request.headers.get("If-Match", "")
+    request_text = "\n".join([f"{declared.method} {declared.path}", wanted, *told])
+    return idempotency.Asked(f"token:{call.token_id}", key, request_text)
+
+
+def address(path: str) -> str:
+    """Where a path below PREFIX is for the caller: a proxy may have put all of this under a path of its own."""
+    return f"{request.script_root}{PREFIX}{path}"
 
 
 class Nothing(BaseModel, extra="forbid"):
@@ -212,10 +306,14 @@ def caller(role: str) -> Call:
     return call
 
 
-def _response(declared: Route, result: Any) -> Response:
+def _response(declared: Route, result: Any, later: list[Callable[[], Any]]) -> Response:
+    """What a view returned as a response; what it wants to do `later` is added there."""
     status, headers = declared.statuses[0], {}
     if isinstance(result, Answer):
+        later[:] = [result.later] if result.later is not None else []
         result, status, headers = result.value, result.status, dict(result.headers)
+    if isinstance(result, JobDetail):
+        headers["ETag"] = f'"{jobs.state_tag(result)}"'
     if isinstance(result, Response):
         return result
     if isinstance(result, BaseModel):

@@ -124,6 +124,7 @@ class JobDetail(Job):
     """A job with its current version."""
 
     version_info: Version | None
+    warnings: list[str] = Field(description="What about the schedule may surprise; none for a disabled job")
 
 
 def job_values(job: CronJob, configuration: dict[str, Any], schedule: str) -> dict[str, Any]:

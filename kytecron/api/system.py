@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from flask import Response, current_app, json, render_template
+from flask import Response, current_app, json, render_template, request
 
 from ..services import lifecycle
 from ..store import figures, queries
@@ -65,7 +65,9 @@ def read_stats(call: Call) -> shapes.Stats:
 @route("GET /openapi.json", role=PUBLIC)
 def read_openapi(call: Call) -> Response:
     """This description."""
-    return current_app.response_class(json.dumps(openapi.document()), mimetype="application/json")
+    # Under a path of a proxy's own, that is where the addresses begin.
+    document = openapi.document() | {"servers": [{"url": request.script_root or "/"}]}
+    return current_app.response_class(json.dumps(document), mimetype="application/json")
 
 
 @route("GET /docs", role=PUBLIC)

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from ..core.errors import Invalid, NotFound
 from ..core.jobspec import DEFAULTS, JobFields
 from ..core.source import MAX_BYTES
-from ..services.jobs import CronJobManager
+from ..services.jobs import CronJobManager, problems
 from . import console
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -37,14 +37,26 @@ def code_options(command: Function) -> Function:
     return code(message(command))
 
 
-def given(options: Mapping[str, Any], manager: CronJobManager) -> dict[str, Any]:
-    """The fields that were given. Raises Invalid for a parent that does not exist.
+def given(options: Mapping[str, Any], manager: CronJobManager, code_file: str | None) -> dict[str, Any]:
+    """The fields that were given, and the code where there is a file of it.
 
-    Values are checked where those of the other fronts are, so that every wrong one is told at once.
+    Values are checked where those of the other fronts are. Raises Invalid for a parent that does not exist and a file
+    that cannot be read, with all that is wrong with the others.
     """
     fields = {name: value for name, value in options.items() if value not in (None, ())}
-    if "depends_on" in fields:
-        fields["depends_on"] = [_parent(name, manager) for name in fields["depends_on"] if name.strip()]
+    wrong: dict[str, str] = {}
+    try:
+        fields |= read_code(code_file)
+    except Invalid as invalid:
+        wrong |= invalid.fields
+    try:
+        parents = [_parent(name, manager) for name in fields.pop("depends_on", ()) if name.strip()]
+        fields |= {"depends_on": parents} if options.get("depends_on") else {}
+    except Invalid as invalid:
+        wrong |= invalid.fields
+    if wrong:
+        others = {name: text for name, text in problems(fields).items() if name in fields}
+        raise Invalid({**others, **wrong})
     return fields
 
 

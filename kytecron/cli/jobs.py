@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from ..core import preview
 from ..core.errors import Invalid
 from ..core.jobspec import DEFAULTS, SCHEDULE_TYPES, JobFields
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import audit, lifecycle, slots, transfer, why
+from ..services import audit, lifecycle, transfer, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
 from ..store import db as database
@@ -26,7 +25,7 @@ from ..store.models import CronJob, CronJobExecution
 from ..store.queries import JOB_SORTS, JOB_STATUSES, NEVER_RAN, JobFilter
 from . import console, shapes
 from .console import MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say, yes_option
-from .fields import code_options, given, job_options, read_code
+from .fields import code_options, given, job_options
 from .shapes import Shape
 
 WAIT_STEP = 0.1
@@ -50,6 +49,7 @@ def manager() -> CronJobManager:
 
 
 @jobs.command("list")
+@click.option("--name", help="The whole name.")
 @click.option("--q", help="Part of the name or the description.")
 @click.option("--status", type=click.Choice(list(JOB_STATUSES)))
 @click.option("--tag")
@@ -137,6 +137,7 @@ def show(job: str, as_json: bool) -> None:
     say()
     chosen = {name: found[name] for name in JobFields.model_fields if found[name] != DEFAULTS.get(name)}
     console.facts({name: value for name, value in chosen.items() if name != "name"})
+    _warn(found["warnings"])
 
 
 def _last_run(last: Shape | None) -> str | None:
@@ -150,7 +151,8 @@ def detail(job: CronJob) -> Shape:
     """A job as it is printed."""
     session, number = console.database(), job.current_version
     current = None if number is None else get_version(session, job.id, number)
-    return shapes.job_detail(job, parents_of(session, job.id), current)
+    warnings = upcoming.warnings(session, job, database.now(session))
+    return shapes.job_detail(job, parents_of(session, job.id), current, warnings)
 
 
 @jobs.command("why")
@@ -175,7 +177,8 @@ def why_not(job: str, as_json: bool) -> None:
 def next_runs(job: str, count: int, as_json: bool) -> None:
     """Show when a job runs next, and what about its schedule may surprise."""
     found = manager().find(job)
-    answer = upcoming(found, count, database.now(console.database()))
+    session = console.database()
+    answer = asdict(upcoming.upcoming(session, found, count, database.now(session)))
     if as_json:
         console.print_json(answer)
         return
@@ -184,38 +187,16 @@ def next_runs(job: str, count: int, as_json: bool) -> None:
         titles = tuple(dict.fromkeys(("UTC", found.timezone)))
         rows = [[_on_clock(slot, name) for name in titles] for slot in answer["slots"]]
         console.table(titles, rows)
-    for warning in answer["warnings"]:
+    _warn(answer["warnings"])
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
         say(f"Note: {warning}")
 
 
 def _on_clock(slot: datetime, zone_name: str) -> str:
     return f"{slot.astimezone(zone(zone_name)):%a %Y-%m-%d %H:%M:%S %Z}"
-
-
-def upcoming(job: CronJob, count: int, now: datetime) -> Shape:
-    """The next slots of a job, the one it waits for first."""
-    try:
-        schedule = slots.schedule_of(job)
-    except Invalid as invalid:  # a row written by hand
-        return {
-            "schedule": invalid.message,
-            "timezone": job.timezone,
-            "slots": [],
-            "warnings": [invalid.message],
-        }
-    planned: list[datetime] = []
-    if job.enabled and job.next_run_time is not None:
-        left = count if job.max_runs is None else min(count, job.max_runs - job.runs_scheduled)
-        if slots.counts_from_completion(job):
-            left = 1  # those after it depend on when it ends
-        following = preview.preview(schedule, job.next_run_time, left - 1, job.starts_at, job.ends_at)
-        planned = [job.next_run_time, *following]
-    return {
-        "schedule": preview.describe(schedule),
-        "timezone": job.timezone,
-        "slots": planned,
-        "warnings": preview.warnings(schedule, now, None, job.starts_at, job.ends_at) if job.enabled else [],
-    }
 
 
 # -- making and changing -------------------------------------------------------------------------------------
@@ -228,11 +209,12 @@ def upcoming(job: CronJob, count: int, now: datetime) -> Shape:
 def create(code_file: str | None, message: str, as_json: bool, **options: Any) -> None:
     """Create a job."""
     service = manager()
-    job = service.create_job(**given(options, service), **read_code(code_file), message=message)
+    job = service.create_job(**given(options, service, code_file), message=message)
     if as_json:
         console.print_json(detail(job))
         return
     say(f"Job {job.id} {job.name!r} created. {_next_run(job)}")
+    _warn(detail(job)["warnings"])
 
 
 @jobs.command()
@@ -255,9 +237,9 @@ def edit(
     service, session = manager(), console.database()
     found = service.find(job)
     before, version = configuration(session, found), found.current_version
-    changes = given(options, service)
+    changes = given(options, service, code_file)
     if code_file is not None:
-        changes |= {**read_code(code_file), "message": message, "base_version": base_version}
+        changes |= {"message": message, "base_version": base_version}
     found = service.update_job(found.id, revision=revision, **changes)
     if as_json:
         console.print_json(detail(found))
@@ -271,6 +253,7 @@ def edit(
         say(line)
     if lines:
         say(_next_run(found))
+        _warn(detail(found)["warnings"])
 
 
 def _next_run(job: CronJob) -> str:

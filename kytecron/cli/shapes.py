@@ -46,9 +46,12 @@ def job(row: CronJob, parents: list[int]) -> Shape:
     }
 
 
-def job_detail(row: CronJob, parents: list[int], current: KyteCronJobVersion | None) -> Shape:
+def job_detail(
+    row: CronJob, parents: list[int], current: KyteCronJobVersion | None, warnings: list[str]
+) -> Shape:
     """A job with its current version."""
-    return job(row, parents) | {"version_info": None if current is None else version(current)}
+    info = None if current is None else version(current)
+    return job(row, parents) | {"version_info": info, "warnings": warnings}
 
 
 def schedule(row: CronJob) -> str:

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 from croniter import croniter
 
+from kytecron.core import pasted
+
 MAX_CRON_LENGTH = 200
 SEARCH_YEARS = 50
 """How far a search goes. The rarest dates, 29 February on a given weekday, are up to 40 years apart."""
@@ -207,7 +209,7 @@ _ALIASES = {
 _RANGE = re.compile(r"(?:(\*)|([0-9]+|[a-z]+)(?:-([0-9]+|[a-z]+))?)(?:/([0-9]+))?")
 _NTH_WEEKDAY = re.compile(r"([0-9]+|[a-z]+)#([0-9]+)")
 _LAST_WEEKDAY = re.compile(r"l([0-9]+|[a-z]{3})|([0-9]+|[a-z]{3})l")
-_HASH = re.compile(r"[hr](\([^)]*\))?(/[0-9]+)?")
+_HASH = re.compile(r"[hr](\([0-9]+-[0-9]+\)|\([^)]*\))?(/[0-9]+)?")
 
 
 class Cron(NamedTuple):
@@ -223,12 +225,54 @@ class Cron(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def parse_cron(expression: str) -> Cron:
-    """Reads five fields or an alias such as `@daily`; raises Refused.
+    """Reads five fields or an alias such as `@daily`; raises Refused, saying what to write instead.
 
     Day-of-month and day-of-week are joined as Debian's cron joins them: either is enough, but when one of
     them begins with `*` (also `*/2`) both must match.
     """
-    fields = _split(expression)
+    text = expression.strip().lower()
+    fields = tuple(_ALIASES.get(text, text).split())
+    plain = text.isascii() and text.replace("\t", " ").isprintable()
+    if len(expression) <= MAX_CRON_LENGTH and len(fields) == 5 and plain:
+        try:
+            return _read(fields, shown(expression))
+        except Refused:
+            # Five words may be anything: a line of English, a YAML file, systemd.
+            words = sum(not _may_be_a_field(field) for field in fields)
+            instead = pasted.hint(expression, _problem) if words else None
+            if instead is None and words < 3:
+                raise
+    else:
+        instead = pasted.hint(expression, _problem)
+        if len(expression) > MAX_CRON_LENGTH and (instead is None or "without" not in instead):
+            raise Refused(
+                f"Invalid cron_expression. It is longer than {MAX_CRON_LENGTH} characters. "
+                "Write ranges and steps such as 0-30/5 instead of long lists, or make several jobs"
+            )
+    raise Refused(f"Invalid cron_expression {shown(expression)}. {instead or pasted.FIVE_FIELDS}")
+
+
+def _problem(expression: str) -> str:
+    """What is wrong with a text; empty where it is a cron expression. Makes no suggestion for the whole of it."""
+    fields = tuple(_ALIASES.get(expression, expression).split())
+    if len(fields) != 5 or len(expression) > MAX_CRON_LENGTH:
+        return pasted.FIVE_FIELDS
+    try:
+        _read(fields, shown(expression))
+    except Refused as refused:
+        return re.sub(r"^Invalid cron_expression.*?\. ", "", str(refused), count=1)
+    return ""
+
+
+def _may_be_a_field(text: str) -> bool:
+    """Whether it is told field by field what is wrong: it has the marks of a field, or a digit."""
+    return bool(re.fullmatch(r"[0-9a-z*?/,#()-]+", text)) and (
+        len(text) <= 3 or bool(re.search(r"[0-9*?,#(/-]", text))
+    )
+
+
+def _read(fields: tuple[str, ...], named: str) -> Cron:
+    """Five fields in lower case, of an expression that is `named` so where the whole of it is wrong."""
     plain: list[list[str]] = []
     masks, problems = [], []
     for which, text in zip(_FIELDS, fields, strict=True):
@@ -239,7 +283,7 @@ def parse_cron(expression: str) -> Cron:
                 if special := _special(which, item):
                     masks[-1] |= special
                 else:
-                    plain[-1].append(_range(which, item))
+                    plain[-1].append(_written(_range(which, item)))
             except Refused as refused:
                 problems.append(str(refused))
     if problems:
@@ -252,35 +296,38 @@ def parse_cron(expression: str) -> Cron:
     # 28 years hold every month in all the shapes that it can have.
     if not any(calendar.days_in(year, month) for year in range(2000, 2028) for month in range(1, 13)):
         raise Refused(
-            f"Invalid cron_expression {shown(expression)}. It names dates that never come. "
+            f"Invalid cron_expression {named}. It names dates that never come. "
             "Write L as the day-of-month for the last day of a month"
         )
     return Cron(fields, calendar, fields[0].startswith("*") or fields[1].startswith("*"), either_day)
 
 
-def _split(expression: str) -> tuple[str, ...]:
-    if len(expression) > MAX_CRON_LENGTH:
-        raise Refused(
-            f"Invalid cron_expression. It is longer than {MAX_CRON_LENGTH} characters. "
-            "Write ranges and steps such as 0-30/5 instead of long lists, or make several jobs"
-        )
-    text = expression.strip().lower()
-    fields = tuple(_ALIASES.get(text, text).split())
-    if len(fields) == 5 and text.isascii() and text.replace("\t", " ").isprintable():
-        return fields
-    if text == "@reboot":
-        hint = "No machine's boot is seen here: use schedule_type manual, or a time such as @daily"
-    elif text.startswith("@every"):
-        hint = "Use schedule_type interval and interval_seconds"
-    elif text.startswith("@"):
-        hint = f"Write five fields or one of {', '.join(_ALIASES)}"
-    else:
-        hint = "Write five fields: minute, hour, day-of-month, month, day-of-week"
-        if len(fields) == 6:
-            year_last = re.fullmatch("[0-9]{4}", fields[5])
-            five = fields[:5] if year_last else fields[1:]
-            hint += f", without seconds or a year: {' '.join(five)}. For less than a minute use schedule_type interval"
-    raise Refused(f"Invalid cron_expression {shown(expression)}. {hint}")
+class Step(NamedTuple):
+    """An item of a field that steps: `*/7`, `5/20` or `5-50/20`."""
+
+    field: str
+    item: str
+    values: range
+    high: int
+    """Where it could have gone on to: the range's end, or the field's."""
+    bounded: bool
+    """It has an end of its own, and does not begin again right after it."""
+
+
+def steps(cron: Cron) -> list[Step]:
+    """All items that step by more than one."""
+    found = []
+    for which, text in zip(_FIELDS, cron.fields, strict=True):
+        for item in text.split(","):
+            match = _RANGE.fullmatch(item)
+            if match is None or int(match[4] or 1) == 1:
+                continue
+            values = _range(which, item)
+            bounded = match[3] is not None
+            end = 6 if which is _WEEKDAY else which.high
+            high = _range(which, item.partition("/")[0])[-1] if bounded else end
+            found.append(Step(which.name, item, values, high, bounded))
+    return found
 
 
 def _special(which: _Field, item: str) -> int:
@@ -298,8 +345,8 @@ def _special(which: _Field, item: str) -> int:
     return 0
 
 
-def _range(which: _Field, item: str) -> str:
-    """`*`, `a` or `a-b`, each possibly with a `/step`, written out in numbers; `a/step` goes on to the field's end."""
+def _range(which: _Field, item: str) -> range:
+    """The numbers of `*`, `a` or `a-b`, each possibly with a `/step`; `a/step` goes on to the field's end."""
     match = _RANGE.fullmatch(item)
     if hint := _unsupported(which, item):
         raise Refused(f"{_at(which, item)}: {hint}")
@@ -319,8 +366,12 @@ def _range(which: _Field, item: str) -> str:
         raise Refused(f"{_at(which, item)}: a range cannot run backwards. Write {instead}")
     if step and int(step) == 0:
         raise Refused(f"{_at(which, item)}: a step must be 1 or more")
-    # A step that leaves the range at once names its first number alone, which croniter reads otherwise.
-    return f"{low}-{high}/{step or 1}" if int(step or 1) <= high - low else f"{low}"
+    return range(low, high + 1, int(step or 1))
+
+
+def _written(numbers: range) -> str:
+    """Numbers as an item that croniter reads as they are; of one number alone it reads `5-5/10` otherwise."""
+    return f"{numbers[0]}-{numbers[-1]}/{numbers.step}" if len(numbers) > 1 else f"{numbers[0]}"
 
 
 def _named(items: list[list[str]]) -> list[int]:
@@ -353,8 +404,10 @@ def _unsupported(which: _Field, item: str) -> str | None:
         return "something is missing beside a comma"
     if item == "?":
         return "write * instead of ?"
-    if _HASH.fullmatch(item):
-        return "write a number. jitter_seconds spreads jobs out"
+    if match := _HASH.fullmatch(item):
+        limits, step = match.groups()
+        instead = f"{(limits or '*').strip('()')}{step}" if step else "a number"
+        return f"write {instead}. jitter_seconds spreads jobs out"
     if which is _DATE and item.endswith("w"):
         return "the nearest weekday cannot be asked for. Write a date here, or weekdays as the day-of-week"
     if which is _DATE and item.startswith("l"):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -112,6 +113,9 @@ class JobFields(BaseModel):
     worker_tag: str = Field("", max_length=64, description="Run only on workers with this tag")
     overlap_policy: Literal["skip", "queue", "allow", "replace"] = Field(
         "skip", description="What to do with a slot while the previous run goes on"
+    )
+    queue_length: int = Field(
+        1, ge=1, le=1000, description="How many runs may wait under overlap_policy queue; more are skipped"
     )
     misfire_policy: Literal["run_once", "skip", "run_all"] = Field(
         "run_once", description="What to do with slots that were missed"
@@ -249,12 +253,32 @@ def normalise_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question for who wrote a name that nothing has; empty where nothing is near."""
+    close = get_close_matches(name[:100].lower(), list(known), n=1)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
 def parse_job(fields: Mapping[str, Any]) -> JobFields:
     """A checked configuration. Raises Invalid with a message for each wrong field."""
     try:
         return JobFields.model_validate(normalise_aliases(fields))
     except ValidationError as error:
-        raise Invalid(field_messages(error)) from None
+        raise Invalid(with_nearest(field_messages(error), JobFields.model_fields)) from None
+
+
+UNKNOWN = "is not a known field"
+MOST_NEAREST = 20
+"""Unknown names that are compared with the known ones."""
+
+
+def with_nearest(messages: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """The messages, those of unknown fields with the nearest name that is known."""
+    told, names = dict(messages), list(known)
+    unknown = [name for name, text in messages.items() if text.endswith(UNKNOWN)]
+    for name in unknown[:MOST_NEAREST]:
+        told[name] += did_you_mean(name, names)
+    return told
 
 
 def field_messages(error: ValidationError) -> dict[str, str]:
@@ -293,7 +317,7 @@ def _message(name: str, item: ErrorDetails) -> str:
     if kind == "missing":
         return f"{name} is required"
     if kind == "extra_forbidden":
-        return f"{name} is not a known field"
+        return f"{name} {UNKNOWN}"
     if kind in ("literal_error", "enum"):
         return f"Invalid {name}. Must be one of: " + str(context.get("expected", "")).replace(
             "'", ""

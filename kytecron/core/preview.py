@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cron_descriptor import Options, get_description
 
-from kytecron.core.cron import Calendar, parse_cron
+from kytecron.core.cron import Calendar, Step, parse_cron, steps
 from kytecron.core.schedule import Schedule, first_change, in_words, next_slot
 
 MAX_PREVIEW = 50
@@ -113,10 +113,6 @@ def _steps_nowhere(item: str, low: int, high: int) -> bool:
     return start + int(step) > int(last or high)
 
 
-def _step(text: str) -> int:
-    return int(text[2:]) if re.fullmatch(r"\*/[0-9]+", text) else 1
-
-
 def _clock(at: time | datetime) -> str:
     return f"{at:%H:%M:%S}" if at.second else f"{at:%H:%M}"
 
@@ -160,27 +156,61 @@ def _odd_cron(schedule: Schedule) -> Iterator[str]:
     if schedule.cron_expression is None:
         return
     cron = parse_cron(schedule.cron_expression)
-    for text, unit, size, whole in (
-        (cron.fields[0], "minute", 60, "hour"),
-        (cron.fields[1], "hour", 24, "day"),
-    ):
-        step = _step(text)
-        if step >= size:
-            yield (
-                f"{text} in the {unit} field means {unit} 0 only. For a run every {step} {unit}s use "
-                "schedule_type interval."
-            )
-        elif size % step:
-            last = (size - 1) // step * step
-            yield (
-                f"{text} in the {unit} field begins again with each {whole}: {unit} {last} is followed by {unit} 0, "
-                f"{size - last} {unit}{'s' if size - last > 1 else ''} later."
-            )
+    yield from filter(None, map(_uneven, steps(cron)))
     if cron.either_day:
         yield (
             f"It runs on days that match the day-of-month ({cron.fields[2]}) and also on days that match the "
             f"day-of-week ({cron.fields[4]}): either is enough."
         )
+
+
+_CYCLES = {
+    "minute": ("minute", (60,), "hour"),
+    "hour": ("hour", (24,), "day"),
+    "day-of-month": ("day", (28, 29, 30, 31), "month"),
+    "month": ("month", (12,), "year"),
+    "day-of-week": ("day", (7,), "week"),
+}
+"""Of each field: its unit, how many of these there are until it begins again, and with what."""
+
+
+def _uneven(step: Step) -> str | None:
+    """What a step does that does not divide its field, or its range, evenly."""
+    unit, lengths, whole = _CYCLES[step.field]
+    values, by = step.values, step.values.step
+    first, last = _named(step.field, values[0]), _named(step.field, values[-1])
+    told = f"{step.item} in the {step.field} field"
+    if len(values) == 1:
+        text = f"{told} means {first} only."
+        return text if unit == "month" else f"{text} For a run every {by} {unit}s use schedule_type interval."
+    if step.bounded:
+        end = _named(step.field, step.high)
+        return (
+            None
+            if values[-1] == step.high
+            else f"{told} stops at {last}: steps of {by} do not lead to {end}."
+        )
+    begins = 1 if step.field in ("day-of-month", "month") else 0
+    gaps = {
+        length + values[0] - max(value for value in values if value < length + begins) for length in lengths
+    }
+    if gaps == {by}:
+        return None
+    shortest, longest = min(gaps), max(gaps)
+    later = f"{shortest} to {longest}" if shortest < longest else str(shortest)
+    before = last if shortest == longest else "its last day"
+    return (
+        f"{told} begins again with each {whole}: {before} is followed by {first}, "
+        f"{later} {unit}{'s' if longest > 1 else ''} later."
+    )
+
+
+def _named(field: str, value: int) -> str:
+    if field == "month":
+        return f"{datetime(2000, value, 1):%B}"
+    if field == "day-of-week":
+        return _WEEKDAYS[value % 7]
+    return f"day {value}" if field == "day-of-month" else f"{field} {value}"
 
 
 def _short_months(schedule: Schedule, after: datetime) -> Iterator[str]:

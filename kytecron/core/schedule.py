@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
 from difflib import get_close_matches
@@ -33,6 +33,7 @@ import tzdata  # type: ignore[import-untyped]
 
 from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron, shown
 from kytecron.core.errors import Invalid
+from kytecron.core.zones import zone_names
 
 SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
 MISFIRE_POLICIES = ("run_once", "skip", "run_all")
@@ -64,12 +65,6 @@ def tzdata_order(version: str) -> tuple[int, int]:
         return (0, 0)
     year, letter, number = found.groups()
     return (int(year), ord(letter) - ord("a") + 1 if letter else int(number))
-
-
-@lru_cache(maxsize=1)
-def zone_names() -> tuple[str, ...]:
-    """Every time zone name that a schedule may use, sorted."""
-    return tuple(sorted(files("tzdata").joinpath("zones").read_text("utf-8").split()))
 
 
 @lru_cache(maxsize=1024)
@@ -216,6 +211,21 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "Write 1 to 31; 29 to 31 fall back to the last day of a shorter month",
     ),
 }
+
+
+def unused_problems(schedule_type: object, given: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with those of the given fields that a schedule of this type does not need."""
+    needed = _NEEDED.get(schedule_type, ()) if isinstance(schedule_type, str) else ()
+    problems: dict[str, str] = {}
+    for name in _READERS.keys() - needed:
+        read, hint = _READERS[name]
+        if _blank(value := given.get(name)):
+            continue
+        try:
+            read(value)
+        except Refused as refused:
+            problems[name] = str(refused) or f"Invalid {name} {shown(value)}. {hint}"
+    return problems
 
 
 def _wall_times(values: dict[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from ..config import default_settings
 from ..core import preview as previews
 from ..core import source
 from ..core.dependencies import find_cycle
-from ..core.errors import Conflict, Invalid, NotFound
+from ..core.errors import Conflict, Invalid, NotFound, Stale
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
-from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order
+from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order, unused_problems
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCronJobVersion
@@ -54,7 +54,11 @@ class CronJobManager(Service):
         """
         code, message = fields.pop("code", None), fields.pop("message", "")
         code = "" if code is None else code  # which is refused, with an example
-        values = checked(fields, versions.problems_of(code, message))
+        try:
+            values = checked(fields, versions.problems_of(code, message))
+        except Invalid as invalid:
+            with self._reading() as session:
+                raise Invalid({**_clashes(session, fields), **invalid.fields}) from None
         return _create(self.session, self.actor, values, source.normalise(code), message)
 
     def update_job(self, job_id: int, *, revision: int | None = None, **changes: Any) -> CronJob:
@@ -176,6 +180,34 @@ def parents_of(session: Session, job_id: int) -> list[int]:
     return sorted(session.scalars(sa.select(DEPENDENCY.c.parent).where(DEPENDENCY.c.cron_job == job_id)))
 
 
+def state_tag(job: Any) -> str:
+    """A word for what people have set on a job: it differs as soon as a setting or the code does."""
+    return f"{job.revision}-{job.current_version or 0}"
+
+
+def require_state(session: Session, job_id: int, tags: Collection[str], changes: Mapping[str, Any]) -> None:
+    """Lock a job where it is in one of the states of these tags.
+
+    Raises NotFound, and Stale with both sides of what `changes` would have set.
+    """
+    job = lock_job(session, job_id) if session.info.get(db.WRITING) else read_job(session, job_id)
+    if state_tag(job) in tags:
+        return
+    given, present = normalise_aliases(changes), configuration(session, job)
+    theirs, yours = audit.changes(present, {**present, **{k: v for k, v in given.items() if k in present}})
+    details = _both_sides(job, theirs, yours)
+    if (code := given.get("code")) is not None:
+        details["fields"]["code"] = {
+            "theirs": versions.current_source(session, job),
+            "yours": source.normalise(code),
+        }
+    raise Stale(
+        f'{job.updated_by or "Somebody"} has changed this job: its ETag is "{state_tag(job)}" now. Read it again, '
+        "look at what differs, and send that ETag",
+        {"etag": f'"{state_tag(job)}"', "current_version": job.current_version, **details},
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Preview:
     """What a schedule will do: a sentence, its next slots (UTC), and what about it may surprise."""
@@ -213,14 +245,29 @@ def preview(
 # -- checking ------------------------------------------------------------------------------------------------
 
 
-def checked(fields: Mapping[str, Any], problems: Mapping[str, str]) -> dict[str, Any]:
+def problems(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the fields of a new job, its `code` and `message` among them, as far as they tell."""
+    rest = {name: value for name, value in fields.items() if name not in ("code", "message")}
+    try:
+        checked(rest, versions.problems_of(fields.get("code"), fields.get("message", "")))
+    except Invalid as invalid:
+        return invalid.fields
+    return {}
+
+
+def checked(
+    fields: Mapping[str, Any], problems: Mapping[str, str], unasked: Collection[str] = ()
+) -> dict[str, Any]:
     """A complete configuration in the form of `configuration`.
 
-    Raises Invalid with every wrong field of all, those in `problems` (of the code) too.
+    Of fields that the schedule has no use for, those that are `unasked` (a row, written by hand, has them) are not
+    looked at. Raises Invalid with every wrong field of all, those in `problems` (of the code) too.
     """
     parsed, wrong = _parse(fields)
     schedule = _schedule(parsed, wrong)
-    wrong |= {**_webhook_problem(parsed.slack_webhook), **problems}
+    asked = {name: getattr(parsed, name) for name in SCHEDULE_FIELDS if name not in unasked}
+    unused = unused_problems(parsed.schedule_type, asked)
+    wrong |= {**unused, **wrong, **_webhook_problem(parsed.slack_webhook), **problems}
     if wrong or schedule is None:
         raise Invalid(wrong)
     return parsed.model_dump() | {
@@ -253,6 +300,19 @@ def _webhook_problem(address: str | None) -> dict[str, str]:
         except ValueError as error:
             return {"slack_webhook": f"slack_webhook: {error}"}
     return {}
+
+
+def _clashes(session: Session, fields: Mapping[str, Any]) -> dict[str, str]:
+    """What the database says against a new job: its name is taken, its parents are not there."""
+    parsed, wrong = _parse(fields)
+    found: dict[str, str] = {}
+    if "name" not in wrong and (owner := _owner(session, parsed.name)) is not None:
+        found["name"] = _taken(parsed.name, owner)
+    known = [parent for parent in parsed.depends_on if 0 < parent <= LARGEST_ID]
+    query = sa.select(CronJob.id).where(CronJob.id.in_(known), CronJob.deleted_id == 0)
+    if lost := sorted(set(parsed.depends_on) - set(session.scalars(query))):
+        found["depends_on"] = f"depends_on: job {lost[0]} does not exist"
+    return found
 
 
 def _schedule(parsed: JobFields, wrong: dict[str, str], anchor: datetime | None = None) -> Schedule | None:
@@ -325,6 +385,8 @@ def _with_ancestors(edges: Mapping[int, Collection[int]], jobs: Iterable[int]) -
 
 @transactional
 def _create(session: Session, actor: Actor, values: Mapping[str, Any], text: str, message: str) -> CronJob:
+    if wrong := _clashes(session, values):
+        raise Invalid(wrong)
     _check_parents(session, values["depends_on"], added=values["depends_on"])
     return _insert(session, actor, "create", values, text, message)
 
@@ -333,7 +395,9 @@ def _create(session: Session, actor: Actor, values: Mapping[str, Any], text: str
 def _clone(session: Session, actor: Actor, job_id: int, name: str | None) -> CronJob:
     original = lock_job(session, job_id)
     chosen = name if name is not None else _free_name(session, original.name)
-    values = checked(configuration(session, original) | {"name": chosen, "enabled": False}, {})
+    values = checked(
+        configuration(session, original) | {"name": chosen, "enabled": False}, {}, SCHEDULE_FIELDS
+    )
     number = original.current_version
     text = versions.source_of(session, job_id, number) if number is not None else None
     message = f"Version {number} of job {job_id}, {original.name}"[: versions.MAX_MESSAGE]
@@ -371,7 +435,7 @@ def _update(
     code, message, base = given.pop("code", None), given.pop("message", ""), given.pop("base_version", None)
     job = lock_job(session, job_id)
     present = configuration(session, job)
-    before, after = audit.changes(present, checked(present | given, problems))
+    before, after = audit.changes(present, checked(present | given, problems, present.keys() - given.keys()))
     if after:
         if revision is not None and revision != job.revision:
             raise _stale_edit(job, revision, before, after)
@@ -389,18 +453,22 @@ def _action(after: Mapping[str, Any]) -> str:
 
 
 def _stale_edit(job: CronJob, revision: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> Conflict:
-    theirs, yours = audit.plain(before), audit.plain(after)
     return Conflict(
         f"{job.updated_by or 'Somebody'} has changed this job since revision {revision}, which this edit started "
         f"from. Look at what differs ({', '.join(after)}) and save again from revision {job.revision}",
-        {
-            "base_revision": revision,
-            "revision": job.revision,
-            "changed_by": job.updated_by,
-            "changed_at": job.updated_at.isoformat() if job.updated_at else None,
-            "fields": {name: {"theirs": theirs[name], "yours": yours[name]} for name in after},
-        },
+        {"base_revision": revision, **_both_sides(job, before, after)},
     )
+
+
+def _both_sides(job: CronJob, before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Who changed a job last, and what differs between what it is now and what an edit wanted."""
+    theirs, yours = audit.plain(before), audit.plain(after)
+    return {
+        "revision": job.revision,
+        "changed_by": job.updated_by,
+        "changed_at": job.updated_at.isoformat() if job.updated_at else None,
+        "fields": {name: {"theirs": theirs[name], "yours": yours[name]} for name in after},
+    }
 
 
 def _change(session: Session, job: CronJob, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -532,9 +600,17 @@ def _set_parents(session: Session, job: CronJob, parents: Collection[int]) -> No
 
 
 def _require_free_name(session: Session, name: str) -> None:
-    owner = session.scalar(_named(name).with_only_columns(CronJob.id))
-    if owner is not None:
-        raise Invalid({"name": f"The name {name!r} is taken by job {owner}: choose another"})
+    if (owner := _owner(session, name)) is not None:
+        raise Invalid({"name": _taken(name, owner)})
+
+
+def _owner(session: Session, name: str) -> int | None:
+    owner: int | None = session.scalar(_named(name).with_only_columns(CronJob.id))
+    return owner
+
+
+def _taken(name: str, owner: int) -> str:
+    return f"The name {name!r} is taken by job {owner}: choose another"
 
 
 def _flush_name(session: Session, job: CronJob) -> None:

@@ -216,6 +216,8 @@ class Surroundings:
                 self.active[run.cron_job].append(run)
         self.gated = {row.cron_job for row in _GATED.rows(session, {"ids": list(job_ids)})}
         self.placed: dict[int, int] = defaultdict(int)
+        self.queued: dict[int, int] = defaultdict(int)
+        """Of those placed, how many wait for the active runs under `queue`."""
         self.replaced: dict[int, list[Any]] = {}
         """Active runs that a new one replaces, by job."""
 
@@ -244,10 +246,13 @@ class Surroundings:
 
     def _queue(self, job: Any, slot: datetime, now: datetime, row: dict[str, Any]) -> dict[str, Any]:
         waiting = [run for run in self.active[job.id] if run.waiting_for]
-        if not waiting and self.placed[job.id] == 1:
+        if len(waiting) + self.queued[job.id] < job.queue_length:
+            self.queued[job.id] += 1
             return row | hold(QUEUE_WAITS)
-        who = f"execution {waiting[0].id}" if waiting else "an earlier slot"
-        return skipped(job, slot, f"{who} waits already (overlap_policy queue)", now, Origin(row["origin"]))
+        one = f"execution {waiting[0].id}" if waiting else "an earlier slot"
+        who = f"{one} waits" if job.queue_length == 1 else f"{job.queue_length} runs wait"
+        reason = f"{who} already (overlap_policy queue, queue_length {job.queue_length})"
+        return skipped(job, slot, reason, now, Origin(row["origin"]))
 
 
 def waits_in_backfill(run: Any) -> bool:
@@ -406,16 +411,16 @@ class BackfillSlot:
 def backfill_slots(session: Session, job: Any, start: datetime, end: datetime) -> list[BackfillSlot]:
     """The slots of a job in [start, end). Raises Invalid for an empty, future or too long range."""
     if start >= end:
-        raise Invalid({"end": "end must be later than start: the range is [start, end)"})
+        raise Invalid({"to": "to must be later than from: the range is [from, to)"})
     if end > db.now(session):
-        raise Invalid({"end": "end must not lie in the future: those slots will run by themselves"})
+        raise Invalid({"to": "to must not lie in the future: those slots will run by themselves"})
     schedule = schedule_of(job)
     found: list[datetime] = []
     slot = schedule.next_after(start - timedelta(microseconds=1))
     while slot is not None and slot < end:
         found.append(slot)
         if len(found) > MAX_BACKFILL:
-            raise Invalid({"end": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
+            raise Invalid({"to": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
         slot = schedule.next_after(slot)
     known = _statuses(session, job.id, start, end)
     going = {Status.COMPLETED, Status.PENDING, Status.RUNNING}

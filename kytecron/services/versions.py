@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -190,7 +191,7 @@ def problems_of(code: object, message: object = "") -> dict[str, str]:
     wrong: dict[str, str] = {}
     if isinstance(code, str):
         try:
-            source.check(code)
+            _check(code)
         except Invalid as invalid:
             wrong |= invalid.fields
     elif code is not None:
@@ -200,6 +201,12 @@ def problems_of(code: object, message: object = "") -> dict[str, str]:
             f"message must be text of at most {MAX_MESSAGE} characters, without control characters"
         )
     return wrong
+
+
+@lru_cache(maxsize=16)
+def _check(code: str) -> None:
+    """Raises Invalid, which is not remembered; that code is sound is: it is asked before a transaction and in it."""
+    source.check(code)
 
 
 def save_code(
@@ -268,6 +275,11 @@ def add_version(
     session.flush()
     _make_current(session, job, version)
     return version
+
+
+def current_source(session: Session, job: CronJob) -> str | None:
+    """A job's code; None where it has none, or it is damaged."""
+    return _readable(session, job.id, job.current_version)
 
 
 def _readable(session: Session, job_id: int, version_number: int | None) -> str | None:

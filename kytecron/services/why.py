@@ -357,7 +357,10 @@ class _Look:
             yield Reason("manual", "It has no schedule: a person, a program or a parent starts it")
             return
         if active and job.overlap_policy in _OVERLAP:
-            yield Reason("overlap_policy", _OVERLAP[job.overlap_policy])
+            text = _OVERLAP[job.overlap_policy].format(
+                slots=_up_to(job.queue_length), length=job.queue_length
+            )
+            yield Reason("overlap_policy", text)
         if job.next_run_time is None:
             if not (active and slots.counts_from_completion(job)):
                 text = "It has no next slot yet; a worker gives it one within seconds"
@@ -430,9 +433,13 @@ _ENDED_COLUMNS = tuple(
 )
 _OVERLAP = {
     "skip": "Slots that come until then are skipped (overlap_policy skip)",
-    "queue": "One slot that comes until then waits, more are skipped (overlap_policy queue)",
+    "queue": "{slots} until then, more are skipped (overlap_policy queue, queue_length {length})",
     "replace": "A slot that comes until then stops the run and takes its place (overlap_policy replace)",
 }
+
+
+def _up_to(length: int) -> str:
+    return "One slot may wait" if length == 1 else f"Up to {length} slots may wait"
 
 
 def _takes(worker: CronWorkerRecord, tag: str) -> bool:

@@ -78,7 +78,14 @@ ON_SCHEDULE = (
     *("id", "name", "enabled", "disabled_reason", "next_run_time", "schedule_type", "cron_expression"),
     *("interval_seconds", "interval_anchor", "schedule_anchor", "time_of_day", "day_of_week", "day_of_month"),
     *("timezone", "starts_at", "ends_at", "max_runs", "runs_scheduled", "jitter_seconds", "priority"),
-    *("worker_tag", "overlap_policy", "misfire_policy", "misfire_grace_seconds", "dependency_mode"),
+    *(
+        "worker_tag",
+        "overlap_policy",
+        "queue_length",
+        "misfire_policy",
+        "misfire_grace_seconds",
+        "dependency_mode",
+    ),
     "dependency_timeout_seconds",
 )
 """The columns of a job that decide about its slots. PyMySQL reads each in Python, and a job has seventy."""

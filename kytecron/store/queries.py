@@ -78,6 +78,8 @@ NEVER_RAN = "never"
 class JobFilter:
     """Which jobs; None and "" leave a condition out."""
 
+    name: str | None = None
+    """The whole name."""
     q: str | None = None
     """Part of the name or the description."""
     status: str | None = None
@@ -106,6 +108,8 @@ def jobs(
 
 def _job_conditions(wanted: JobFilter) -> list[Any]:
     conditions: list[Any] = [JOB.c.deleted_id == 0]
+    if wanted.name:
+        conditions.append(JOB.c.name == wanted.name.strip())
     if wanted.q:
         conditions.append(
             sa.or_(
@@ -212,9 +216,10 @@ def executions(
     """Executions, newest first; where slots or statuses are asked for, those of the latest slots first.
 
     `origin`, `worker`, `version` and `text` have no index: a page looks through a bounded number of rows for
-    them. It may be short or even empty and still have a `next` to go on with. Raises Invalid for `cursor`.
+    them. It may be short or even empty and still have a `next` to go on with. Raises Invalid for `cursor` and `to`.
     """
     wanted = wanted or ExecutionFilter()
+    _require_range(wanted.slot_from, wanted.slot_to)
     order, statuses = _execution_order(wanted)
     indexed, scanned = _execution_conditions(wanted)
     if not scanned and not wanted.text:
@@ -537,6 +542,7 @@ def audit_log(
 ) -> Page[CronAudit]:
     """Who changed what, newest first. Raises Invalid for `cursor`."""
     wanted = wanted or AuditFilter()
+    _require_range(wanted.at_from, wanted.at_to)
     conditions = _given(
         (CronAudit.actor, eq, wanted.actor),
         (CronAudit.action, eq, wanted.action),
@@ -556,6 +562,11 @@ def audit_log(
 def _given(*comparisons: tuple[Any, Callable[[Any, Any], Any], Any]) -> list[Any]:
     """Conditions made of those comparisons whose value is given."""
     return [compare(column, value) for column, compare, value in comparisons if value not in (None, "")]
+
+
+def _require_range(begin: datetime | None, end: datetime | None) -> None:
+    if begin is not None and end is not None and end < begin:
+        raise Invalid({"to": "to must not be earlier than from"})
 
 
 def _known_id(number: int) -> int:

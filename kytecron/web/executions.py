@@ -90,11 +90,15 @@ def _wanted(
             job_id = find(session, asked["job"]).id
         except NotFound as error:
             problems["job"] = error.message
+    slot_from = _day(asked["from"], "from", problems)
+    slot_to = _day(asked["to"], "to", problems, timedelta(days=1))
+    if slot_from is not None and slot_to is not None and slot_to < slot_from:
+        problems["to"], slot_to = "to must not be earlier than from", None
     return queries.ExecutionFilter(
         job=job_id,
         statuses=_statuses(asked["status"]),
-        slot_from=_day(asked["from"], "from", problems),
-        slot_to=_day(asked["to"], "to", problems, timedelta(days=1)),
+        slot_from=slot_from,
+        slot_to=slot_to,
         worker=asked["worker"] or None,
         text=asked["text"] or None,
     )

@@ -17,9 +17,9 @@ from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.jobspec import DEFAULTS, JobFields
 from ..core.schedule import in_words, zone, zone_names
 from ..services import jobs as job_service
-from ..services import versions
+from ..services import upcoming, versions
 from ..services.versions import read_job
-from ..store import db, figures, queries
+from ..store import db, queries
 from ..store.models import CronJob
 from . import access, words
 from .access import needs
@@ -64,6 +64,7 @@ NAMES = {
     "priority": "Priority",
     "worker_tag": "Worker tag",
     "overlap_policy": "While the last run goes on",
+    "queue_length": "Queue length",
     "misfire_policy": "Missed slots",
     "misfire_grace_seconds": "Missed means later than",
     "on_lost_contact": "Without the database",
@@ -210,10 +211,7 @@ def preview() -> Response:
 def _usual_seconds(session: Session, now: datetime) -> float | None:
     """How long the job that is being edited usually takes, to warn of slots that are closer than that."""
     job_id = request.args.get("job", type=int)
-    if not job_id:
-        return None
-    usual = figures.job_statistics(session, job_id, 30, now.date()).total.p95_duration_ms
-    return usual / 1000 if usual else None
+    return upcoming.usual_seconds(session, job_id, now) if job_id else None
 
 
 @area.post("/check-code")

@@ -128,7 +128,7 @@ def facts(job: CronJob) -> list[tuple[str, list[tuple[str, str]]]]:
 def _running(job: CronJob) -> list[tuple[str, str]]:
     found = [
         ("Time limit", in_words(job.timeout_seconds)),
-        ("While the last run goes on", f"a new slot {SKIPS.get(job.overlap_policy, job.overlap_policy)}"),
+        ("While the last run goes on", f"a new slot {_overlap(job)}"),
         ("Missed slots", MISSED.get(job.misfire_policy, job.misfire_policy)),
     ]
     if job.misfire_policy != "run_all" and job.misfire_grace_seconds != 60:
@@ -152,6 +152,11 @@ def _running(job: CronJob) -> list[tuple[str, str]]:
     if job.max_runs:
         found.append(("Disabled after", f"{job.max_runs} scheduled runs ({job.runs_scheduled} so far)"))
     return found
+
+
+def _overlap(job: CronJob) -> str:
+    done = SKIPS.get(job.overlap_policy, job.overlap_policy)
+    return f"{done}; at most {job.queue_length} wait" if job.overlap_policy == "queue" else done
 
 
 def _failing(job: CronJob) -> list[tuple[str, str]]:

@@ -264,7 +264,7 @@ def test_a_backfill_shows_its_slots_before_it_makes_runs(api: Caller) -> None:
     assert api(f"POST /jobs/{job}/backfill", json=body).json["runs"] == 3
     assert {run["origin"] for run in api("GET /executions").json["items"]} == {"backfill"}
     wrong = api(f"POST /jobs/{job}/backfill", json={"start": body["end"], "end": body["start"]})
-    assert list(wrong.json["error"]["fields"]) == ["end"]
+    assert list(wrong.json["error"]["fields"]) == ["to"]
 
 
 def test_a_bulk_action_is_shown_first_and_then_done(api: Caller) -> None:

@@ -33,6 +33,7 @@ ANYTHING = {
     "priority": "9",
     "worker_tag": "gpu",
     "overlap_policy": "queue",
+    "queue_length": "3",
     "misfire_policy": "run_all",
     "misfire_grace_seconds": "61",
     "on_lost_contact": "continue",
@@ -268,7 +269,7 @@ def test_a_backfill_lists_the_slots_before_it_runs_them(cli: CommandLine, code_f
     assert cli.json("executions list")["items"] == []
     assert "3 of 3 slots will run" in cli.output("jobs backfill daily --from 2026-01-01 --to 2026-01-04")
     assert len(cli.json("executions list")["items"]) == 3
-    assert "end must be later" in cli.error("jobs backfill daily --from 2026-01-04 --to 2026-01-01", status=2)
+    assert "to must be later" in cli.error("jobs backfill daily --from 2026-01-04 --to 2026-01-01", status=2)
     cli("jobs backfill daily --from yesterday --to 2026-01-01", status=2)
 
 

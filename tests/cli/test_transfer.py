@@ -66,6 +66,7 @@ EVERYTHING = {
     "parameters": {"no": "yes", "12:30": "1e3", "deep": [{"a": [None, 1.5, True]}], "": ""},
     "priority": 9,
     "overlap_policy": "queue",
+    "queue_length": 3,
     "require_fresh": True,
     "notify_on_failure": False,
     "notification_email": "ops@example.com",

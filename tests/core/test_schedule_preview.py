@@ -254,3 +254,45 @@ def test_slots_closer_together_than_a_run_takes_are_warned_of() -> None:
         "A run usually takes 1 minute 35 seconds, but slots are as little as 1 minute apart "
         "(2026-11-23 22:18:00 and 22:19:00 UTC)."
     ]
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("0 0 */7 * *", "its last day is followed by day 1, 1 to 7 days later."),
+        ("0 0 1/10 * *", "its last day is followed by day 1, 1 to 10 days later."),
+        ("0 0 1-30/9 * *", "stops at day 28: steps of 9 do not lead to day 30."),
+        ("0/45 * * * *", "minute 45 is followed by minute 0, 15 minutes later."),
+        ("30/20 * * * *", "minute 50 is followed by minute 30, 40 minutes later."),
+        ("5-50/20 * * * *", "stops at minute 45: steps of 20 do not lead to minute 50."),
+        ("0 9-17/3 * * *", "stops at hour 15: steps of 3 do not lead to hour 17."),
+        ("0,10/25 * * * *", "minute 35 is followed by minute 10, 35 minutes later."),
+        ("0 1/5 * * *", "hour 21 is followed by hour 1, 4 hours later."),
+        ("0 0 1 */5 *", "November is followed by January, 2 months later."),
+        ("0 0 * * */2", "Saturday is followed by Sunday, 1 day later."),
+        ("0 0 * * mon/2", "Friday is followed by Monday, 3 days later."),
+        ("0 0 * * 1-5/3", "stops at Thursday: steps of 3 do not lead to Friday."),
+        ("5-10/20 * * * *", "means minute 5 only."),
+        *(
+            (expression, None)
+            for expression in (
+                *(
+                    "*/15 * * * *",
+                    "5/20 * * * *",
+                    "0 */6 * * *",
+                    "0 9-17/2 * * *",
+                    "0 0 1 */3 *",
+                    "0 0 1 2/3 *",
+                ),
+                *("0 0 * * 1-5/2", "0 0 1-28/9 * *", "*/1 * * * *", "0 0 */1 * *", "10-50/20 * * * *"),
+            )
+        ),
+    ],
+)
+def test_steps_that_do_not_divide_evenly_are_warned_of_in_every_field(
+    expression: str, wanted: str | None
+) -> None:
+    schedule = Schedule.from_fields(schedule_type="cron", cron_expression=expression)
+    found = [text for text in warnings(schedule, datetime(2027, 1, 1, tzinfo=UTC)) if " field " in text]
+    assert len(found) == (wanted is not None)
+    assert all((wanted or "") in text for text in found)

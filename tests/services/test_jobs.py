@@ -227,7 +227,7 @@ def test_only_fields_that_the_schedule_uses_are_kept(session: Session, manager: 
         day_of_week=[5, 1, 3, 1],
         time_of_day=" 02:30 ",
         timezone="Europe/Berlin",
-        cron_expression="not checked, for it is not used",
+        cron_expression="0 5 * * *",
         interval_seconds=5,
     )
     job = fresh(session, job)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from kytecron.core.errors import Conflict, Invalid
@@ -264,6 +267,78 @@ def test_a_queued_trigger_waits_for_the_run_and_a_second_one_is_refused(session:
         lifecycle.trigger(session, job.id, actor=ANNA)
     settle(session, claim)
     assert claim_one(session).execution_id == waits.id
+
+
+def test_a_queue_holds_as_many_as_its_length_and_keeps_their_order(session: Session) -> None:
+    job = resting_job(session, overlap_policy="queue", queue_length=3)
+    started = [lifecycle.trigger(session, job.id, actor=ANNA).id for _ in range(4)]
+    with pytest.raises(Conflict, match=r"3 runs wait already \(overlap_policy queue, queue_length 3\)"):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+    order = []
+    for _ in started:
+        claim = claim_one(session)
+        order.append(claim.execution_id)
+        assert claims_now(session) == {}
+        settle(session, claim)
+    assert order == started
+
+
+def test_due_slots_fill_the_queue_and_the_rest_is_skipped_with_its_length(session: Session) -> None:
+    job = add_job(session, overlap_policy="queue", queue_length=2, misfire_policy="run_all")
+    lifecycle.enqueue_due(session)
+    claim = claim_one(session)
+    fresh(session, job).next_run_time = ago(session, hours=4, seconds=1)
+    job.schedule_anchor = job.next_run_time
+    session.commit()
+    lifecycle.enqueue_due(session)
+    assert statuses(session, job) == ["running", "pending", "pending", "skipped", "skipped", "skipped"]
+    waiting, left_out = runs_of(session, job)[1:3], runs_of(session, job)[3:]
+    assert {run.skipped_reason for run in left_out} == {
+        "2 runs wait already (overlap_policy queue, queue_length 2)"
+    }
+    assert [run.scheduled_time for run in waiting] == sorted(run.scheduled_time for run in waiting)
+    settle(session, claim)
+    assert claim_one(session).execution_id == waiting[0].id
+
+
+def test_runs_that_parents_start_queue_up_to_the_length_too(session: Session) -> None:
+    parent = resting_job(session, overlap_policy="allow")
+    child = waiting_job(
+        session,
+        parent,
+        schedule_type="manual",
+        next_run_time=None,
+        dependency_mode="trigger",
+        overlap_policy="queue",
+        queue_length=2,
+    )
+    for _ in range(4):
+        lifecycle.trigger(session, parent.id, actor=ANNA)
+        settle(session, claims_now(session)[parent.id])
+        claims_now(session)  # the child runs from the first time on
+    assert statuses(session, child) == ["running", "pending", "pending", "skipped"]
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_triggers_at_once_never_exceed_the_queue(engine: Engine, session: Session, length: int) -> None:
+    job = resting_job(session, overlap_policy="queue", queue_length=length)
+    lifecycle.trigger(session, job.id, actor=ANNA)
+    together = threading.Barrier(6)
+
+    def ask(_: int) -> bool:
+        with db.make_sessions(engine)() as own:
+            together.wait()
+            try:
+                lifecycle.trigger(own, job.id, actor=ANNA)
+            except Conflict:
+                return False
+            return True
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = sum(pool.map(ask, range(6)))
+    assert taken == length
+    assert statuses(session, job) == ["pending"] * (length + 1)
+    assert sum(run.due_time is None for run in runs_of(session, job)) == length
 
 
 # -- dependencies: gate ----------------------------------------------------------------------------------------

@@ -345,10 +345,10 @@ def test_saving_a_form_unchanged_changes_nothing(app: Flask, editor: Visitor) ->
         time_of_day="23:59:30", timezone="Australia/Lord_Howe", starts_at="2026-03-01T10:00:05+00:00",
         ends_at="2199-01-01T00:00:00+00:00", max_runs=7, jitter_seconds=9, timeout_seconds=77, memory_limit_mb=512,
         cpu_limit_seconds=60, parameters={"a": ["ä", 1, None]}, priority=8, worker_tag="gpu", overlap_policy="queue",
-        misfire_policy="run_all", misfire_grace_seconds=120, on_lost_contact="continue", max_retries=5,
-        retry_strategy="fixed", retry_delay_seconds=11, retry_max_delay_seconds=999, depends_on=[parent.id],
-        dependency_mode="trigger", dependency_timeout_seconds=60, require_fresh=True, notify_on_failure=False,
-        notify_after_failures=3, notify_on_dead_letter=False, notify_on_recovery=False,
+        queue_length=3, misfire_policy="run_all", misfire_grace_seconds=120, on_lost_contact="continue",
+        max_retries=5, retry_strategy="fixed", retry_delay_seconds=11, retry_max_delay_seconds=999,
+        depends_on=[parent.id], dependency_mode="trigger", dependency_timeout_seconds=60, require_fresh=True,
+        notify_on_failure=False, notify_after_failures=3, notify_on_dead_letter=False, notify_on_recovery=False,
         slack_webhook="https://hooks.slack.com/services/T/B/x", notification_email="a@example.org, b@example.org",
     )  # fmt: skip
     path = f"/jobs/{job.id}/edit"
