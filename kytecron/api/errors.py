@@ -12,6 +12,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import RoutingException
 
 from ..core.errors import (
+    Busy,
     Conflict,
     Forbidden,
     Invalid,
@@ -30,6 +31,7 @@ STATUSES: dict[type[KytecronError], int] = {
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
+    Busy: 503,
 }
 
 HTTP_ERRORS = {
@@ -78,8 +80,9 @@ def answer(error: Exception) -> Response:
             return shape(422, "invalid", error.message, fields=error.fields)
         case Conflict():
             return shape(409, error.code, error.message, details=error.details)
-        case TooManyRequests():
-            return shape(429, error.code, error.message, headers={"Retry-After": str(error.retry_after)})
+        case TooManyRequests() | Busy():
+            headers = {"Retry-After": str(error.retry_after)}
+            return shape(STATUSES[type(error)], error.code, error.message, headers=headers)
         case KytecronError():
             return _on_purpose(error)
         case Malformed():

@@ -38,6 +38,7 @@ PROBLEMS = {
     409: "The present state forbids it",
     422: "Invalid; `fields` says what and where",
     429: "Too many requests; see the Retry-After header",
+    503: "As much of this is under way as may be at once, or the database does not answer; see the Retry-After header",
 }
 
 LINKED = {

@@ -71,3 +71,13 @@ class TooManyRequests(KytecronError):
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Busy(KytecronError):
+    """As many of these are under way as may be at once; `retry_after` is in seconds."""
+
+    code = "busy"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

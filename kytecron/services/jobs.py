@@ -54,7 +54,7 @@ class CronJobManager(Service):
         """
         code, message = fields.pop("code", None), fields.pop("message", "")
         code = "" if code is None else code  # which is refused, with an example
-        values = checked(fields, versions.problems_of(code, message))
+        values = checked(fields, versions.problems_of(self.actor, code, message))
         return _create(self.session, self.actor, values, source.normalise(code), message)
 
     def update_job(self, job_id: int, *, revision: int | None = None, **changes: Any) -> CronJob:
@@ -64,7 +64,7 @@ class CronJobManager(Service):
         nothing leaves no trace. Raises Invalid, and Conflict with `details` for an edit that started from an
         older state and would undo another one.
         """
-        problems = versions.problems_of(changes.get("code"), changes.get("message", ""))
+        problems = versions.problems_of(self.actor, changes.get("code"), changes.get("message", ""))
         return _update(self.session, self.actor, job_id, revision, changes, problems)
 
     def update_code(

@@ -25,7 +25,7 @@ from ..core.states import ACTIVE
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion, KyteCronJobVersionContent
-from . import audit
+from . import audit, checking
 from .audit import Actor
 from .base import Service
 
@@ -170,7 +170,7 @@ def create_version(
     session: Session, actor: Actor, job_id: int, code: str, message: str = "", base_version: int | None = None
 ) -> KyteCronJobVersion | None:
     """See CronVersionControl.create_version."""
-    if wrong := problems_of("" if code is None else code, message):
+    if wrong := problems_of(actor, "" if code is None else code, message):
         raise Invalid(wrong)
     return _create_version(session, actor, job_id, code, message, base_version)
 
@@ -182,15 +182,15 @@ def _create_version(
     return save_code(session, actor, lock_job(session, job_id), code, message, base_version)
 
 
-def problems_of(code: object, message: object = "") -> dict[str, str]:
-    """What is wrong with `code` (None where there is none to save) and `message`, by field.
+def problems_of(actor: Actor, code: object, message: object = "") -> dict[str, str]:
+    """What is wrong with `code` (None where there is none to save) and `message`, by field. Raises Busy.
 
-    Parsing the largest code takes a while: ask before the transaction, not in it.
+    Checking code takes a while: ask before the transaction, not in it.
     """
     wrong: dict[str, str] = {}
     if isinstance(code, str):
         try:
-            source.check(code)
+            checking.check(code, actor)
         except Invalid as invalid:
             wrong |= invalid.fields
     elif code is not None:

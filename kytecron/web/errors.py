@@ -10,6 +10,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from werkzeug.exceptions import HTTPException
 
 from ..core.errors import (
+    Busy,
     Conflict,
     Forbidden,
     Invalid,
@@ -30,6 +31,7 @@ STATUS: dict[type[KytecronError], int] = {
     Conflict: 409,
     Forbidden: 403,
     TooManyRequests: 429,
+    Busy: 503,
 }
 TITLES = {
     400: "The form is out of date",
@@ -68,8 +70,8 @@ def _on_purpose(error: KytecronError) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
     if status == 500:
         log.error("%s: %s", error.code, error.message)
-    response = show(status, error.message)
-    if isinstance(error, TooManyRequests):
+    response = show(status, error.message, "Too many at once" if isinstance(error, Busy) else "")
+    if isinstance(error, TooManyRequests | Busy):
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 
@@ -103,11 +105,11 @@ def _unexpected(error: Exception) -> Response:
     return show(500)
 
 
-def show(status: int, text: str = "") -> Response:
+def show(status: int, text: str = "", title: str = "") -> Response:
     """The answer for `status`; `text` says what is the matter in this case."""
     db.session.rollback()
     text = text or TEXTS.get(status, "")
-    title = TITLES.get(status, "This did not work")
+    title = title or TITLES.get(status, "This did not work")
     if is_htmx():
         # The page stays as it is. 400s say what to do; for the others the reason is what counts.
         return tell(Response(status=status), text or title, "error")
