@@ -45,6 +45,22 @@ class Conflict(KytecronError):
         self.details = dict(details or {})
 
 
+class Stale(Conflict):
+    """What the caller believes the present state to be (`If-Match`) is not what it is; `details` has both sides."""
+
+    code = "precondition_failed"
+
+
+class Busy(Conflict):
+    """The same request is being carried out just now; `retry_after` is in seconds."""
+
+    code = "in_progress"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Unreadable(KytecronError):
     """Something stored here cannot be read back: a damaged row, or one that no longer fits its key."""
 

@@ -21,6 +21,7 @@ from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import (
     CronAudit,
+    CronIdempotencyKey,
     CronJob,
     CronJobExecution,
     CronJobOutput,
@@ -31,7 +32,7 @@ from ..store.models import (
     KyteCronJobVersion,
 )
 from ..store.prepared import Prepared
-from . import audit
+from . import audit, idempotency
 from .accounts import MAX_THROTTLE_SECONDS
 from .audit import Actor
 from .versions import CronVersionControl
@@ -40,7 +41,7 @@ OUTBOX_DAYS = 30
 AUDIT_DAYS = 400
 LINK_DAYS = 1
 HISTORY = ("executions", "versions", "messages", "audit")
-"""What the audit log tells of; sessions, links and throttles only end."""
+"""What the audit log tells of; sessions, links, throttles and keys only end."""
 MAX_BATCHES = 200
 """Of one kind in one call: the first call on a large old database must come to an end, too. The next goes on."""
 
@@ -80,6 +81,12 @@ def prune(
                 batch,
                 CronThrottle.key,
                 CronThrottle.window,
+            ),
+            "keys": _prune_rows(
+                session,
+                CronIdempotencyKey.started_at < now - idempotency.KEPT,
+                batch,
+                CronIdempotencyKey.key_hash,
             ),
         }
         if any(removed[kind] for kind in HISTORY):

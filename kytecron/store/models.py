@@ -116,6 +116,8 @@ class CronJob(Base):
     priority: Mapped[int] = _number(5)
     worker_tag: Mapped[str] = _word("", 64)
     overlap_policy: Mapped[str] = _word("skip")
+    queue_length: Mapped[int] = _number(1)
+    """How many runs may wait under overlap_policy `queue`."""
     misfire_policy: Mapped[str] = _word("run_once")
     misfire_grace_seconds: Mapped[int] = _number(60)
     on_lost_contact: Mapped[str] = _word("stop")
@@ -479,6 +481,23 @@ class CronThrottle(Base):
     count: Mapped[int] = _number(0)
 
     __table_args__ = (sa.Index("ix_CronThrottle_window", "window"), MYSQL)
+
+
+class CronIdempotencyKey(Base):
+    """A request that carried an Idempotency-Key, and its answer: see `services.idempotency` for bound and retention."""
+
+    __tablename__ = "CronIdempotencyKey"
+
+    key_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    """Of the caller and the key together: two callers never share one."""
+    request_hash: Mapped[str] = mapped_column(sa.String(64))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    status: Mapped[int | None] = mapped_column(sa.Integer)
+    """NULL until the request has been answered."""
+    answer: Mapped[bytes | None] = mapped_column(LongBlob)
+    """Encrypted; NULL for one that was too large to keep."""
+
+    __table_args__ = (MYSQL,)
 
 
 class CronAudit(Base):
