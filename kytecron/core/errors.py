@@ -51,7 +51,7 @@ class Stale(Conflict):
     code = "precondition_failed"
 
 
-class Busy(Conflict):
+class UnderWay(Conflict):
     """The same request is being carried out just now; `retry_after` is in seconds."""
 
     code = "in_progress"

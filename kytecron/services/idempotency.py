@@ -28,7 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.errors import Busy, Conflict, Invalid, KytecronError
+from ..core.errors import Conflict, Invalid, KytecronError, UnderWay
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronIdempotencyKey
@@ -93,7 +93,7 @@ def _once(session: Session, settings: Settings, asked: Asked, act: Callable[[], 
 def stepwise(session: Session, settings: Settings, asked: Asked, act: Callable[[], Answer]) -> Given:
     """The same for an `act` of several transactions.
 
-    Raises Busy while the first request is under way, and Conflict where its process ended in the middle: what was
+    Raises UnderWay while the first request is under way, and Conflict where its process ended in the middle: what was
     done of it is not known here.
     """
     accounts.throttle(session, f"keys:{asked.caller}", MOST_A_DAY, DAY)
@@ -127,7 +127,7 @@ def _reserve(session: Session, settings: Settings, asked: Asked, now: datetime) 
             session.delete(row)
             session.flush()
         if not _insert(session, keys, now):
-            raise Busy("Another request with the same Idempotency-Key is under way", RETRY_AFTER)
+            raise UnderWay("Another request with the same Idempotency-Key is under way", RETRY_AFTER)
         return None
     return _known(keys, row, now)
 
@@ -149,7 +149,7 @@ def _known(keys: _Keys, row: CronIdempotencyKey, now: datetime) -> Answer:
         )
     if row.status is None:
         if row.started_at > now - STEPS_TAKE:
-            raise Busy(f"The first request with this {FIELD} is still being carried out", RETRY_AFTER)
+            raise UnderWay(f"The first request with this {FIELD} is still being carried out", RETRY_AFTER)
         raise Conflict(
             f"The first request with this {FIELD} was cut off in the middle: look what it has done, and send a "
             "new key for the rest"

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
-from kytecron.core.errors import Busy, Conflict, Invalid
+from kytecron.core.errors import Conflict, Invalid, UnderWay
 from kytecron.services import accounts, idempotency, lifecycle, retention
 from kytecron.services.audit import Actor
 from kytecron.services.idempotency import Answer, Asked, Given
@@ -113,7 +113,7 @@ def test_a_repetition_in_the_middle_of_several_steps_is_told_to_come_again(
     engine: Engine, session: Session, settings: Settings
 ) -> None:
     def act() -> Answer:
-        with db.make_sessions(engine)() as own, pytest.raises(Busy) as busy:
+        with db.make_sessions(engine)() as own, pytest.raises(UnderWay) as busy:
             idempotency.stepwise(own, settings, ASKED, lambda: Answer(500))
         assert busy.value.retry_after > 0
         return Answer(200, "done")
