@@ -7,19 +7,17 @@ import math
 import re
 from codecs import BOM_UTF8
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 
 from flask import request
-from pydantic import BaseModel, ValidationError
 
 from ..core.errors import Invalid
-from ..core.jobspec import field_messages
+from ..core.jobspec import Model, validated
+from ..core.untrusted import first_repeated
 from ..services import transfer
 from . import errors
 from .errors import Malformed, UnsupportedMediaType
-
-Model = TypeVar("Model", bound=BaseModel)
 
 YAML = "application/yaml"
 MAX_DEPTH = 32
@@ -70,14 +68,6 @@ def read_query(model: type[Model]) -> Model:
     if wrong:
         raise Invalid(wrong)
     return validated(model, given)
-
-
-def validated(model: type[Model], given: dict[str, Any]) -> Model:
-    """`given` as a model. Raises Invalid with a message for each wrong field."""
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        raise Invalid(field_messages(error)) from None
 
 
 def _is_list(annotation: Any) -> bool:
@@ -132,9 +122,8 @@ def _whole(value: Any) -> Any:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise Malformed(f"The body has the key {double[:100]!r} twice")
+        double = first_repeated([name for name, _ in pairs])
+        raise Malformed(f"The body has the key {pairs[double or 0][0][:100]!r} twice")
     return found
 
 

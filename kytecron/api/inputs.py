@@ -332,7 +332,9 @@ class PreviewBody(Body):
     interval_seconds: int | None = None
     interval_anchor: Literal["schedule", "completion"] = "schedule"
     time_of_day: Annotated[str, Field(max_length=100)] | None = None
-    day_of_week: int | Annotated[str, Field(max_length=100)] | list[int] | None = None
+    day_of_week: (
+        int | Annotated[str, Field(max_length=100)] | Annotated[list[int], Field(max_length=7)] | None
+    ) = None
     day_of_month: int | None = None
     timezone: str = Field("UTC", max_length=64)
     starts_at: Moment | None = None

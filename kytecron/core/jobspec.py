@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,9 +24,13 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from .errors import Invalid
+from .untrusted import MAX_TOLD
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PARAMETERS_BYTES = 64_000
 MAX_TAGS_LENGTH = 500
+MAX_PARENTS = 50
 TAG = re.compile(r"[\w][\w.:/-]{0,63}")
 EMAIL = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
 
@@ -88,7 +92,9 @@ class JobFields(BaseModel):
         "schedule", description="Count from the schedule's beginning, or from the end of the last run"
     )
     time_of_day: Text = Field(None, description="HH:MM or HH:MM:SS, local time in the job's zone")
-    day_of_week: int | str | list[int] | None = Field(None, description="0=Sunday..6, one or several")
+    day_of_week: int | str | Annotated[list[int], Field(max_length=7)] | None = Field(
+        None, description="0=Sunday..6, one or several"
+    )
     day_of_month: Number = Field(None, description="1..31; 29..31 fall back to the month's last day")
     timezone: str = Field("UTC", max_length=64, description="A name such as Europe/Berlin")
     starts_at: Moment = Field(None, description="No slot before this instant")
@@ -126,7 +132,9 @@ class JobFields(BaseModel):
     retry_delay_seconds: int = Field(60, ge=0, le=7 * DAY)
     retry_max_delay_seconds: int = Field(3600, ge=0, le=30 * DAY)
 
-    depends_on: list[int] = Field(default_factory=list, max_length=50, description="Ids of the parent jobs")
+    depends_on: list[int] = Field(
+        default_factory=list, max_length=MAX_PARENTS, description="Ids of the parent jobs"
+    )
     dependency_mode: Literal["gate", "trigger"] = Field(
         "gate", description="gate: own clock, waits for the parents. trigger: runs when the parents completed"
     )
@@ -251,10 +259,22 @@ def normalise_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def parse_job(fields: Mapping[str, Any]) -> JobFields:
     """A checked configuration. Raises Invalid with a message for each wrong field."""
+    return validated(JobFields, normalise_aliases(fields))
+
+
+def validated(model: type[Model], given: Mapping[str, Any]) -> Model:
+    """`given` as a model. Raises Invalid with a message for each wrong field, in time linear in their number."""
+    known = {name for field, info in model.model_fields.items() for name in (field, info.alias)}
+    # pydantic takes 30 µs and a kilobyte for each field that it does not know.
+    unknown = [name for name in given if name not in known]
+    surplus = set(unknown[MAX_TOLD:])
+    told = {name: value for name, value in given.items() if name not in surplus} if surplus else given
     try:
-        return JobFields.model_validate(normalise_aliases(fields))
+        checked = model.model_validate(told)
     except ValidationError as error:
-        raise Invalid(field_messages(error)) from None
+        more = {name[:100]: f"{name[:100]} is not a known field" for name in unknown[MAX_TOLD:]}
+        raise Invalid(field_messages(error) | more) from None
+    return checked
 
 
 def field_messages(error: ValidationError) -> dict[str, str]:

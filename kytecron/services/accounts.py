@@ -31,7 +31,8 @@ from .audit import Actor
 ROLES = ("viewer", "operator", "editor", "admin")
 """Each may do what those before it may."""
 
-USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
+MAX_USERNAME = 100
+USERNAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@+-]{{0,{MAX_USERNAME - 1}}}")
 MIN_PASSWORD = 12
 MAX_PASSWORD = 1000
 PASSWORD_METHOD = "scrypt:32768:8:1"

@@ -241,7 +241,9 @@ def _parse(fields: Mapping[str, Any]) -> tuple[JobFields, dict[str, str]]:
         return parse_job(fields), {}
     except Invalid as invalid:
         rest = {
-            name: value for name, value in normalise_aliases(fields).items() if name not in invalid.fields
+            name: value
+            for name, value in normalise_aliases(fields).items()
+            if name in JobFields.model_fields and name not in invalid.fields
         }
         return parse_job({"name": "?", **rest}), invalid.fields
 

@@ -25,9 +25,9 @@ from sqlalchemy.orm import Session
 
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, Unreadable
-from ..core.jobspec import DEFAULTS, SCHEDULE_FIELDS, TAG
+from ..core.jobspec import DEFAULTS, MAX_PARENTS, SCHEDULE_FIELDS, TAG
 from ..core.schedule import Schedule, next_slot
-from ..core.untrusted import first_repeated
+from ..core.untrusted import MAX_TOLD, first_repeated
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, KyteCronJobVersion, KyteCronJobVersionContent
@@ -38,8 +38,6 @@ from .jobs import CronJobManager
 
 FORMAT = 1
 MAX_JOBS = 5_000
-MAX_TOLD = 50
-"""Wrong fields that are told at once."""
 STAYS = ("enabled", "slack_webhook")
 """What an existing job keeps where a file says nothing about it."""
 BATCH = 500
@@ -219,6 +217,9 @@ def _entry(number: int, values: Any, codes: _Codes, complaints: _Complaints) -> 
     parents = [given] if isinstance(given, str) else given or []
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         complaints.add(label, "depends_on", "depends_on must be a list of the names of its parents")
+        parents = []
+    if len(parents) > MAX_PARENTS:
+        complaints.add(label, "depends_on", f"depends_on must be a list of at most {MAX_PARENTS}")
         parents = []
     try:
         name = jobs.checked(fields, codes.problems_of(code))["name"]

@@ -24,6 +24,7 @@ from ..store import db, figures, queries
 from ..store.models import CronJob
 from . import access, words
 from .access import needs
+from .bounds import CODE, takes
 from .jobs import manager
 from .listing import diff_rows
 from .render import done
@@ -99,6 +100,7 @@ def new() -> str:
 
 @area.post("/new")
 @needs("editor")
+@takes(CODE)
 def create() -> AnyResponse | tuple[str, int]:
     """Make the job, or show the form again with what is wrong beside each field and nothing lost."""
     fields = given(request.form)
@@ -129,6 +131,7 @@ def edit(job_id: int) -> str:
 
 @area.post("/<int:job_id>/edit")
 @needs("editor")
+@takes(CODE)
 def update(job_id: int) -> AnyResponse | tuple[str, int]:
     """Save settings and code together, or show the form again."""
     session = access.database()
@@ -219,6 +222,7 @@ def _usual_seconds(session: Session, now: datetime) -> float | None:
 
 @area.post("/check-code")
 @needs("editor")
+@takes(CODE)
 def check_code() -> Response:
     """The problems of some code, for the editor's margin."""
     try:

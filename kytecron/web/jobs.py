@@ -22,6 +22,7 @@ from ..store import db, figures, queries
 from ..store.models import CronJob
 from . import access, words
 from .access import needs
+from .bounds import LONG, takes
 from .listing import listing
 from .render import back, done, page, wants_part
 
@@ -230,6 +231,7 @@ def _trigger_form(job_id: int, given: dict[str, str], errors: dict[str, str]) ->
 
 @area.post("/<int:job_id>/trigger")
 @needs("operator")
+@takes(LONG)
 def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     """Run a job now. From a list one stays there; from the job or the form one sees the run."""
     given = {name: request.form.get(name, "").strip() for name in ("parameters", "note", "version")}
