@@ -62,6 +62,7 @@ STANDARD_LIBRARY_ONLY = (
     "kytecron.core",
     "kytecron.core.errors",
     "kytecron.core.source",
+    "kytecron.core.untrusted",
     "kytecron.engine",
     "kytecron.engine.child",
     "kytecron.engine.forkserver",

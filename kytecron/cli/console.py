@@ -7,8 +7,8 @@ Names, output and machine names are untrusted: nothing printed here can move the
 from __future__ import annotations
 
 import getpass
+import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -29,6 +29,7 @@ from ..config import Settings
 from ..core import ansi, diff
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
+from ..core.untrusted import HIDDEN
 from ..services.audit import Actor
 from ..store import schema
 from ..store.db import cause
@@ -38,9 +39,6 @@ from ..store.queries import LARGEST_ID, MAX_LIMIT
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-# What JSON would let through to the terminal: the upper control characters and those that reorder text.
-_HIDDEN = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 # -- who and where -------------------------------------------------------------------------------------------
@@ -145,7 +143,7 @@ def note(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print an answer for programs."""
     text = pydantic_core.to_json(value, indent=2).decode()
-    click.echo(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def plain(value: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from .errors import Invalid
-from .untrusted import MAX_TOLD
+from .untrusted import MAX_TOLD, name_problem, visible
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -161,25 +161,25 @@ class JobFields(BaseModel):
     @classmethod
     def _tags_are_words(cls, tags: list[str]) -> list[str]:
         for tag in tags:
-            if not TAG.fullmatch(tag):
+            if not TAG.fullmatch(tag) or name_problem(tag):
                 raise ValueError(f"{tag[:40]!r} is not a tag: use letters, digits and . : / _ - , at most 64")
         if sum(len(tag) + 1 for tag in set(tags)) >= MAX_TAGS_LENGTH:
             raise ValueError(f"together they must be shorter than {MAX_TAGS_LENGTH} characters")
         return sorted(set(tags))
 
-    @field_validator("name", "description", "worker_tag")
-    @classmethod
-    def _printable(cls, value: str) -> str:
-        value = value.replace("\r\n", "\n")  # as forms send it
-        if any(ord(char) < 32 and char not in "\n\t" for char in value) or not _encodable(value):
-            raise ValueError("control characters are not allowed")
-        return value
-
     @field_validator("name", "worker_tag")
     @classmethod
-    def _one_line(cls, value: str) -> str:
-        if len(value.splitlines()) > 1 or "\t" in value:
-            raise ValueError("must be one line without tabs")
+    def _printable(cls, value: str) -> str:
+        if problem := name_problem(value):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("description")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        value = value.replace("\r\n", "\n")  # as forms send it
+        if problem := name_problem(value, several_lines=True):
+            raise ValueError(problem)
         return value
 
     @field_validator("parameters", mode="before")
@@ -217,15 +217,18 @@ def check_parameters(value: Any) -> dict[str, Any]:
         raise ValueError('must be a JSON object, such as {"region": "eu"}')
     if len(text) > MAX_PARAMETERS_BYTES:
         raise ValueError(f"must be at most {MAX_PARAMETERS_BYTES} bytes of JSON")
+    for key in _keys(value):
+        if problem := name_problem(key):
+            raise ValueError(f"the key {visible(key[:40])!r} {problem}")
     return value
 
 
-def _encodable(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of objects at any depth, which json.dumps has bounded."""
+    if isinstance(value, dict):
+        yield from map(str, value)
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(part)
 
 
 SCHEDULE_FIELDS = (

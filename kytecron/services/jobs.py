@@ -22,6 +22,7 @@ from ..core.dependencies import find_cycle
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
 from ..core.schedule import Schedule
+from ..core.untrusted import visible
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCronJobVersion
@@ -89,7 +90,7 @@ class CronJobManager(Service):
 
     def disable(self, job_id: int, reason: str = "") -> CronJob:
         """Stop a job: what is pending is cancelled, what runs goes on and is not retried."""
-        return _set_enabled(self.session, self.actor, job_id, False, reason)
+        return _set_enabled(self.session, self.actor, job_id, False, visible(reason))
 
     def delete(self, job_id: int) -> CronJob:
         """Delete a job softly: its history stays, its name is free again, its children skip with the reason."""

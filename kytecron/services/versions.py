@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, NotFound, Unreadable
 from ..core.states import ACTIVE
+from ..core.untrusted import name_problem
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion, KyteCronJobVersionContent
@@ -36,7 +37,6 @@ MAX_MESSAGE = 500
 MAX_PAGE = 200
 BATCH = 500
 """Rows named in one statement: SQLite bounds the parameters of one."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 LARGEST_ID = 2**63 - 1
 LARGEST_CONTENT = 16_000_000
 """Bytes that stored source may unpack to: more than code was ever allowed to have."""
@@ -195,10 +195,10 @@ def problems_of(actor: Actor, code: object, message: object = "") -> dict[str, s
             wrong |= invalid.fields
     elif code is not None:
         wrong["code"] = "code must be text"
-    if not isinstance(message, str) or len(message) > MAX_MESSAGE or _CONTROL.search(message):
-        wrong["message"] = (
-            f"message must be text of at most {MAX_MESSAGE} characters, without control characters"
-        )
+    if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+        wrong["message"] = f"message must be text of at most {MAX_MESSAGE} characters"
+    elif problem := name_problem(message.replace("\r\n", "\n"), several_lines=True):
+        wrong["message"] = f"message {problem}"
     return wrong
 
 

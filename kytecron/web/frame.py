@@ -9,6 +9,7 @@ from typing import Any
 
 from flask import Flask, g, request, url_for
 
+from ..core.untrusted import visible
 from ..store import figures
 from . import access, words
 
@@ -43,7 +44,13 @@ def register(app: Flask) -> None:
         may=access.may,
         words=words,
     )
+    app.jinja_env.finalize = _seen
     app.context_processor(_frame)
+
+
+def _seen(value: Any) -> Any:
+    """What templates print: text in which every character shows. What is HTML already (`|e` of a field's) stays."""
+    return visible(value) if type(value) is str and not value.isascii() else value
 
 
 def _url_for(endpoint: str, **values: Any) -> str:
