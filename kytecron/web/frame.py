@@ -11,7 +11,7 @@ from flask import Flask, g, request, url_for
 
 from ..core.untrusted import visible
 from ..store import figures
-from . import access, words
+from . import access, once, words
 
 NAV = (
     ("home.index", "Dashboard", "house", "viewer", ""),
@@ -42,6 +42,8 @@ def register(app: Flask) -> None:
         asset_version=_asset_version(Path(app.static_folder or "")),
         url_for=_url_for,
         may=access.may,
+        once_key=once.key,
+        seen=_seen,
         words=words,
     )
     app.jinja_env.finalize = _seen
