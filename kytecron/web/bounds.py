@@ -14,8 +14,8 @@ from . import access
 
 SMALL = 64 * 1024
 """What anybody may send, and what most forms need."""
-LONG = 256 * 1024
-"""A secret, or parameters: 64 KB, of which a browser sends most characters as three."""
+LONG = 1024 * 1024
+"""A secret, or parameters: 64 KB, of which a browser may send each character as twelve; and room to be told so."""
 CODE = 4 * 1024 * 1024
 """The same of a megabyte of code, and the rest of its job."""
 MAX_FIELDS = 1000
@@ -50,7 +50,11 @@ def _bound() -> None:
         size = SMALL
     request.max_content_length = size
     if (request.content_length or 0) > size:
-        raise RequestEntityTooLarge(f"This request may carry at most {size // 1024} KB.")
+        raise RequestEntityTooLarge(f"This request may carry at most {_in_words(size)}.")
+
+
+def _in_words(size: int) -> str:
+    return f"{size // 2**20} MB" if size >= 2**20 else f"{size // 2**10} KB"
 
 
 class _Fields(FormDataParser):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from flask import request
+from flask import request, session
 
 from ..services import idempotency
 from ..services.idempotency import Answer, Asked
@@ -14,6 +15,10 @@ from . import access
 
 FIELD = "once"
 """Written into every form beside its CSRF token: see the macro `csrf`."""
+
+
+COUNT = "made"
+"""Where the session's cookie counts what its forms have made."""
 
 
 class Made(NamedTuple):
@@ -24,8 +29,12 @@ class Made(NamedTuple):
 
 
 def key() -> str:
-    """A key for one copy of a form."""
-    return secrets.token_urlsafe(12)
+    """A key for one copy of a form: another one in the next second, and after whatever was made in this session.
+
+    Not drawn by lot, so that a part of a page fetched alone is the one that stands in the page.
+    """
+    seen = f"{session.get(access.TOKEN)}\n{session.get(COUNT, 0)}\n{int(time.time())}"
+    return hashlib.sha256(seen.encode()).hexdigest()[:20]
 
 
 def once(make: Callable[[], int]) -> Made:
@@ -42,6 +51,8 @@ def once(make: Callable[[], int]) -> Made:
     answer, before = idempotency.once(
         access.database(), access.settings(), asked, lambda: Answer(201, str(make()))
     )
+    if not before:
+        session[COUNT] = session.get(COUNT, 0) + 1
     return Made(int(answer.body), before)
 
 
