@@ -30,6 +30,7 @@ MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "P9": figures.output,
     "P10": figures.trigger,
     "P12": figures.growth,
+    "P17": figures.typing,
 }
 
 

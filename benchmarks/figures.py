@@ -9,7 +9,8 @@ from functools import partial
 
 import psutil
 
-from kytecron.services import lifecycle, stress
+from kytecron.app import create_app
+from kytecron.services import accounts, lifecycle, stress
 from kytecron.services.audit import Actor
 from kytecron.store.models import CronJob
 from tests.workers import WorkerProcess, executions, wait_for, working
@@ -244,4 +245,26 @@ def growth(bench: Bench) -> list[Figure]:
     beside = f"p99 {many_p99:.0f} ms, one job due {alone_p99:.0f} ms"
     return [
         bench.at_most(3, "P12", "10,000 jobs, 100 due a second, p99 / P1", many_p99 / alone_p99, "", beside)
+    ]
+
+
+def typing(bench: Bench) -> list[Figure]:
+    """P17: the check of 200 lines of code that changes with each stroke, as a request of the API."""
+    app = create_app(bench.settings)
+    with app.app_context():
+        _, token = accounts.create_token(bench.session, "bench", "viewer", 1, BENCH)
+    client, headers = app.test_client(), {"Authorization": f"Bearer {token}"}
+    lines = '        for row in self.rows(limit=100):\n            self.log(f"{row.id}: {row.total:.2f}")\n'
+    code = "class MyJob(CronJobBase):\n    def execute(self):\n" + lines * 99
+    client.post("/api/v1/jobs/validate-code", json={"code": code}, headers=headers)
+    taken = []
+    for stroke in range(200):
+        began = time.perf_counter()
+        answer = client.post(
+            "/api/v1/jobs/validate-code", json={"code": f"{code}# {stroke}"}, headers=headers
+        )
+        taken.append(time.perf_counter() - began)
+        assert answer.get_json()["valid"], answer.text
+    return [
+        bench.at_most(50, "P17", "checking 200 lines while typing, p95", 1000 * percentile(taken, 0.95), "ms")
     ]

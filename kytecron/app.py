@@ -73,6 +73,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(door.Refusals().note)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
+    web.bound(app)
     csrf = door.Forms(app)
     # The API knows its callers by bearer tokens, which no browser sends by itself.
     csrf.exempt(api.register(app))

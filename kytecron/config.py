@@ -20,6 +20,7 @@ from typing import Any
 from dotenv import dotenv_values
 
 from .core.errors import Invalid
+from .core.untrusted import name_problem, visible
 
 PACKAGE = Path(__file__).resolve().parent
 INSTALLED = not (PACKAGE.parent / "pyproject.toml").is_file()
@@ -184,6 +185,9 @@ class Settings:
                 "KYTECRON_RENEW_SECONDS must be at most half of KYTECRON_LEASE_SECONDS: "
                 "one lost renewal must not end a lease"
             )
+        for tag in self.tags:
+            if problem := name_problem(tag):
+                wrong["KYTECRON_WORKER_TAGS"] = f"KYTECRON_WORKER_TAGS: {visible(tag)!r} {problem}"
         if not all(_is_fernet_key(key) for key in _listed(self.secrets_keys)):
             wrong["KYTECRON_SECRETS_KEYS"] = (
                 f"KYTECRON_SECRETS_KEYS must be Fernet keys separated by commas; make one with: {NEW_SECRETS_KEY}"

@@ -68,13 +68,20 @@ INPUT_AND_OUTPUT = {
 CORE_LIBRARIES = {"cron_descriptor", "croniter", "pydantic", "pydantic_core", "tzdata"}
 CLOCKS = {"now", "utcnow", "today"}
 
-# Job processes are forked from these: whatever they import, every run pays for and every job sees.
+# Job processes are forked from these: whatever they import, every run pays for and every job sees. The process that
+# compiles people's code starts from the last of them.
 STANDARD_LIBRARY_ONLY = (
     "kytecron",
+    "kytecron.core",
+    "kytecron.core.errors",
+    "kytecron.core.source",
+    "kytecron.core.untrusted",
     "kytecron.engine",
     "kytecron.engine.child",
     "kytecron.engine.forkserver",
     "kytecron.job",
+    "kytecron.services",
+    "kytecron.services.checker",
 )
 # The second hands job processes the few variables that they may see.
 READ_THE_ENVIRONMENT = {"kytecron.config", "kytecron.engine.server"}

@@ -93,7 +93,7 @@ function checker(url, report) {
         },
         body: JSON.stringify({ code: asked.toString() }),
       });
-      if (!answer.ok) return [];
+      if (!answer.ok && answer.status !== 422) return []; // 422 has its reasons with it
       const found = diagnostics(asked, (await answer.json()).problems ?? []);
       report(found);
       return found;

@@ -6,20 +6,21 @@ import json
 import math
 import re
 from codecs import BOM_UTF8
+from collections.abc import Container
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import unquote_to_bytes
 
 from flask import request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from ..core import jobspec
 from ..core.errors import Invalid
-from ..core.jobspec import field_messages, with_nearest
+from ..core.jobspec import Model
+from ..core.untrusted import first_repeated
 from ..services import transfer
 from . import errors
 from .errors import Malformed, UnsupportedMediaType
-
-Model = TypeVar("Model", bound=BaseModel)
 
 YAML = "application/yaml"
 MAX_DEPTH = 32
@@ -83,15 +84,10 @@ class Judged(BaseModel):
 
 def validated(model: type[Model], given: dict[str, Any]) -> Model:
     """`given` as a model. Raises Invalid with a message for each wrong field."""
-    try:
-        return model.model_validate(given)
-    except ValidationError as error:
-        known = [info.alias or name for name, info in model.model_fields.items()]
-        wrong = with_nearest(field_messages(error), known)
-        raise Invalid({**_further(model, given, wrong), **wrong}) from None
+    return jobspec.validated(model, given, lambda wrong: _further(model, given, wrong))
 
 
-def _further(model: type[BaseModel], given: dict[str, Any], wrong: dict[str, str]) -> dict[str, str]:
+def _further(model: type[BaseModel], given: dict[str, Any], wrong: Container[str]) -> dict[str, str]:
     """What else is wrong, so that all of it is told at once."""
     rest = {name: value for name, value in given.items() if name in model.model_fields and name not in wrong}
     return model.further_problems(rest) if issubclass(model, Judged) else {}
@@ -149,9 +145,8 @@ def _whole(value: Any) -> Any:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        double = next(name for name in names if names.count(name) > 1)
-        raise Malformed(f"The body has the key {double[:100]!r} twice")
+        double = first_repeated([name for name, _ in pairs])
+        raise Malformed(f"The body has the key {pairs[double or 0][0][:100]!r} twice")
     return found
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from types import NoneType
 from typing import Annotated, Any, Literal
 
+from flask import g
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -255,7 +256,7 @@ class NewJob(JobInput):
 
     @classmethod
     def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
-        return jobs.problems(given)
+        return jobs.problems(g.actor, given)
 
 
 def _drop_defaults(schema: dict[str, Any]) -> None:
@@ -280,7 +281,7 @@ class JobChanges(JobInput):
 
     @classmethod
     def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
-        return {name: text for name, text in jobs.problems(given).items() if name in given}
+        return {name: text for name, text in jobs.problems(g.actor, given).items() if name in given}
 
 
 class TriggerBody(Body):
@@ -352,7 +353,9 @@ class PreviewBody(Body):
     interval_seconds: int | None = None
     interval_anchor: Literal["schedule", "completion"] = "schedule"
     time_of_day: Annotated[str, Field(max_length=100)] | None = None
-    day_of_week: int | Annotated[str, Field(max_length=100)] | list[int] | None = None
+    day_of_week: (
+        int | Annotated[str, Field(max_length=100)] | Annotated[list[int], Field(max_length=7)] | None
+    ) = None
     day_of_month: int | None = None
     timezone: str = Field("UTC", max_length=64)
     starts_at: Moment | None = None

@@ -7,12 +7,23 @@ from typing import Any
 
 from flask import Response
 
-from ..core import addresses, source
+from ..core import addresses
 from ..core import preview as previews
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import accounts, bulk, deadletters, lifecycle, slots, transfer, upcoming, versions, why
+from ..services import (
+    accounts,
+    bulk,
+    checking,
+    deadletters,
+    lifecycle,
+    slots,
+    transfer,
+    upcoming,
+    versions,
+    why,
+)
 from ..services import jobs as services
 from ..services.jobs import CronJobManager
 from ..store import figures, queries
@@ -66,11 +77,12 @@ def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     return shapes.Page[shapes.Job].model_construct(items=_listed(call, page.items), next_cursor=page.next)
 
 
-def _parse(body: NewJob | JobChanges) -> None:
-    versions.problems_of(body.code or None)
+def _parse(call: Call, body: NewJob | JobChanges) -> None:
+    if wrong := versions.problems_of(call.actor, body.code or None):
+        raise Invalid(wrong)
 
 
-@route("POST /jobs", role="editor", status=201, beforehand=_parse)
+@route("POST /jobs", role="editor", status=201, problems=(503,), beforehand=_parse)
 def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
     """Create a job and the first version of its code.
 
@@ -87,7 +99,7 @@ def read_job(call: Call, job_id: int) -> shapes.JobDetail:
     return _detail(call, _manager(call).get(job_id))
 
 
-@route("PATCH /jobs/{job_id}", role="editor", problems=(409,), beforehand=_parse)
+@route("PATCH /jobs/{job_id}", role="editor", problems=(409, 503), beforehand=_parse)
 def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
     """Change some fields of a job, or its code.
 
@@ -251,7 +263,7 @@ def export_jobs(call: Call, query: ExportQuery) -> shapes.JobFile | Response:
     return shapes.JobFile.model_construct(**document)
 
 
-@route("POST /jobs/import", role="editor", problems=(409,), yaml_too=True, steps=True)
+@route("POST /jobs/import", role="editor", problems=(409, 503), yaml_too=True, steps=True)
 def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Import:
     """Make and change jobs until they are as a file has them; others stay as they are.
 
@@ -309,10 +321,10 @@ def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     )
 
 
-@route("POST /jobs/validate-code", role="viewer", reads=True)
+@route("POST /jobs/validate-code", role="viewer", reads=True, problems=(503,))
 def validate_code(call: Call, body: CodeBody) -> shapes.CodeCheck:
-    """Whether code can be saved as a job. It is parsed, never run."""
-    found = source.problems(body.code)
+    """Whether code can be saved as a job. It is parsed, never run; code that costs too much to compile is 422."""
+    found = checking.problems(body.code, call.actor)
     problems = [shapes.Problem(line=one.line, column=one.column, message=one.message) for one in found]
     return shapes.CodeCheck(valid=not problems, problems=problems)
 

@@ -43,7 +43,7 @@ PROBLEMS = {
     412: "If-Match names another state than the present one; `details` shows both sides",
     422: "Invalid; `fields` says what and where",
     429: "Too many requests; see the Retry-After header",
-    503: "As many wait as may at once, or the database does not answer; see the Retry-After header",
+    503: "As much of this is under way as may be at once, or the database does not answer; see the Retry-After header",
 }
 
 LINKED = {

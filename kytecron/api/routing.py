@@ -116,7 +116,7 @@ class Route:
     """The body may be YAML, too."""
     area: str
     """The module of the view."""
-    beforehand: Callable[[Any], None] | None
+    beforehand: Callable[[Call, Any], None] | None
     """Given the body before any transaction begins: what takes too long inside one."""
     reads: bool
     """Changes nothing, whatever its method."""
@@ -148,7 +148,7 @@ def route(
     problems: tuple[int, ...] = (),
     text_too: str = "",
     yaml_too: bool = False,
-    beforehand: Callable[[Any], None] | None = None,
+    beforehand: Callable[[Call, Any], None] | None = None,
     reads: bool = False,
     steps: bool = False,
     tells_secret: bool = False,
@@ -245,7 +245,7 @@ def _carried_out(declared: Route, call: Call, arguments: dict[str, Any]) -> Resp
         response = act()
     else:
         if declared.beforehand is not None:
-            declared.beforehand(arguments["body"])
+            declared.beforehand(call, arguments["body"])
         response = _once(declared, call, arguments, key, act)
     for wait in later:
         response = _response(declared, wait(), [])

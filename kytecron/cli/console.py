@@ -7,8 +7,8 @@ Names, output and machine names are untrusted: nothing printed here can move the
 from __future__ import annotations
 
 import getpass
+import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +28,7 @@ from ..config import Settings
 from ..core import ansi, diff
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
+from ..core.untrusted import HIDDEN
 from ..services.audit import Actor
 from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
 from ..store.keyset import Page
@@ -36,9 +37,6 @@ from .installation import Installation
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-# What JSON would let through to the terminal: the upper control characters and those that reorder text.
-_HIDDEN = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 # -- who and where -------------------------------------------------------------------------------------------
@@ -169,7 +167,7 @@ def note(text: str) -> None:
 def print_json(value: Any) -> None:
     """Print an answer for programs."""
     text = pydantic_core.to_json(value, indent=2).decode()
-    click.echo(_HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    click.echo(HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text))
 
 
 def plain(value: Any) -> str:

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from .untrusted import HIDDEN, visible
+
 Segment = tuple[str, str]
 """Class names, separated by blanks and possibly none, and the text that they apply to."""
 
@@ -46,22 +48,19 @@ _ESCAPE = re.compile(
 _COLOUR_CHANGE = re.compile(r"\x1b\[[0-9;:]*+m")
 _ERASES_LINE = re.compile(r"\x1b\[[0-2]?K")
 
-# What would not be seen, would reorder the text around it (bidirectional overrides), or cannot be encoded.
-_VISIBLE = {
+# Control characters have pictures; what else would not be seen, or would reorder the text around it, is made visible
+# as everywhere.
+_PICTURES = {
     **{code: chr(0x2400 + code) for code in range(0x20) if code not in (0x09, 0x0A)},
     0x7F: "\u2421",
-    **{
-        code: f"\u27e8U+{code:04X}\u27e9"
-        for code in (*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-    },
     **dict.fromkeys(range(0xD800, 0xE000), "\ufffd"),
 }
-_SPECIAL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SPECIAL = re.compile("[\0-\x08\x0b-\x1f]")
 
 
 def segments(text: str) -> list[Segment]:
     """Split `text` into pieces of one style each; joined, they are what a terminal would show of it."""
-    if not _SPECIAL.search(text):
+    if not (_SPECIAL.search(text) or HIDDEN.search(text)):
         return [("", text)] if text else []
     pieces: list[tuple[str, list[str]]] = []
     for classes, piece in _styled(_overwritten(text)):
@@ -70,7 +69,7 @@ def segments(text: str) -> list[Segment]:
         if not pieces or pieces[-1][0] != classes:
             pieces.append((classes, []))
         pieces[-1][1].append(piece)
-    return [(classes, "".join(parts).translate(_VISIBLE)) for classes, parts in pieces]
+    return [(classes, visible("".join(parts).translate(_PICTURES))) for classes, parts in pieces]
 
 
 def _overwritten(text: str) -> str:

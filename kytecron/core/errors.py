@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .untrusted import cut
+
 
 class KytecronError(Exception):
     """Base of every error below. `code` is stable and machine-readable, `str(error)` is for people."""
@@ -23,13 +25,16 @@ class NotFound(KytecronError):
 
 
 class Invalid(KytecronError):
-    """Input that cannot be accepted. `fields` maps each field's name to what is wrong and what to write."""
+    """Input that cannot be accepted. `fields` maps each field's name to what is wrong and what to write.
+
+    Of very many wrong fields the first are told.
+    """
 
     code = "invalid"
 
     def __init__(self, fields: Mapping[str, str]) -> None:
-        super().__init__("; ".join(fields.values()))
-        self.fields = dict(fields)
+        self.fields = cut(fields)
+        super().__init__("; ".join(self.fields.values()))
 
 
 class Conflict(KytecronError):

@@ -1,4 +1,8 @@
-"""A job's code: brought into one form and checked before it is saved. It is parsed, never run."""
+"""A job's code: brought into one form and checked before it is saved. It is parsed, never run.
+
+What anybody may send goes through services.checking: CPython takes minutes for some code, or crashes on it, and only a
+process of its own bounds that.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +20,14 @@ MAX_BYTES = 1_000_000
 
 EXAMPLE = "class MyJob(CronJobBase):\n    def execute(self):\n        ..."
 
-# CPython takes time quadratic in these, hence minutes for less than a megabyte. A megabyte of the standard
-# library holds 3,300 of the first and 440 of the second.
+# CPython takes time quadratic in these, among others, hence minutes for less than a megabyte: named here, because
+# the limits of the process that compiles cannot say what was too much. A megabyte of the standard library holds
+# 3,300 of the first and 440 of the second.
 _CROWDS = (
     (re.compile(r"\b(?:def|class|lambda|for)\b"), 5_000, "functions, classes and loops"),
     (re.compile(r"\{"), 10_000, "opening braces"),
 )
+TOO_LARGE = "nested too deeply or too large to be compiled: split it into smaller steps"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _HOOKS = ("set_up", "execute", "tear_down")
 
@@ -60,19 +66,29 @@ def normalise(code: str) -> str:
 
 def check(code: str) -> CheckedSource:
     """Return the job class that `code` defines. Raises Invalid, for the field `code`, if it is no job."""
-    try:
-        return _examine(normalise(code))
-    except _Refused as refused:
-        raise Invalid({"code": str(refused.problem)}) from None
+    found = examine(normalise(code))
+    if isinstance(found, Problem):
+        raise Invalid({"code": str(found)})
+    return found
 
 
 def problems(code: str) -> list[Problem]:
     """Return what `check` would refuse, for an editor's margin. Empty when the code is fine."""
+    found = examine(normalise(code))
+    return [found] if isinstance(found, Problem) else []
+
+
+def examine(text: str) -> CheckedSource | Problem:
+    """Return the job class that normalised source defines, or why it is none."""
+    if problem := text_problem(text):
+        return problem
+    lines = text.split("\n")
     try:
-        _examine(normalise(code))
+        job = _job_class(_parse(text, lines), lines)
+        _check_hooks(job, lines)
     except _Refused as refused:
-        return [refused.problem]
-    return []
+        return refused.problem
+    return CheckedSource(job.name, job.line)
 
 
 class _Refused(Exception):
@@ -81,12 +97,13 @@ class _Refused(Exception):
         self.problem = Problem(line, column, message)
 
 
-def _examine(code: str) -> CheckedSource:
-    _check_text(code)
-    lines = code.split("\n")
-    job = _job_class(_parse(code, lines), lines)
-    _check_hooks(job, lines)
-    return CheckedSource(job.name, job.line)
+def text_problem(text: str) -> Problem | None:
+    """Return why normalised source need not be parsed, if there is a reason. Takes time linear in its length."""
+    try:
+        _check_text(text)
+    except _Refused as refused:
+        return refused.problem
+    return None
 
 
 def _check_text(code: str) -> None:
@@ -124,7 +141,7 @@ def _parse(code: str, lines: list[str]) -> ast.Module:
         line = min(max(error.lineno or 1, 1), len(lines))
         raise _Refused(error.msg, line, max(error.offset or 1, 1)) from None
     except (RecursionError, MemoryError):
-        raise _Refused("nested too deeply to be compiled: split the expression into steps") from None
+        raise _Refused(TOO_LARGE) from None
     except ValueError as error:
         raise _Refused(str(error)) from None
     return tree

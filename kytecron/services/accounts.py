@@ -22,6 +22,7 @@ from werkzeug.security import check_password_hash, generate_password_hash
 
 from ..config import Settings
 from ..core.errors import Conflict, Forbidden, Invalid, NotFound, TooManyRequests
+from ..core.untrusted import name_problem
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import CronSession, CronThrottle, CronToken, CronUser
@@ -31,7 +32,8 @@ from .audit import Actor
 ROLES = ("viewer", "operator", "editor", "admin")
 """Each may do what those before it may."""
 
-USERNAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,99}")
+MAX_USERNAME = 100
+USERNAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@+-]{{0,{MAX_USERNAME - 1}}}")
 MIN_PASSWORD = passwords.MIN_LENGTH
 MAX_PASSWORD = passwords.MAX_LENGTH
 PASSWORD_METHOD = "scrypt:32768:8:1"
@@ -471,8 +473,10 @@ def create_token(
     """
     name = name.strip()
     wrong: dict[str, str] = {}
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        wrong["name"] = "name must be 1 to 100 printable characters saying what the token is for"
+    if not 1 <= len(name) <= 100:
+        wrong["name"] = "name must be 1 to 100 characters saying what the token is for"
+    elif problem := name_problem(name):
+        wrong["name"] = f"name {problem}"
     if role not in ROLES:
         wrong["role"] = _role_problem()
     if expires_days is not None and not 1 <= expires_days <= MAX_TOKEN_DAYS:

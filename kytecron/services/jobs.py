@@ -22,6 +22,7 @@ from ..core.dependencies import find_cycle
 from ..core.errors import Conflict, Invalid, NotFound, Stale
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order, unused_problems
+from ..core.untrusted import visible
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCronJobVersion
@@ -55,7 +56,7 @@ class CronJobManager(Service):
         code, message = fields.pop("code", None), fields.pop("message", "")
         code = "" if code is None else code  # which is refused, with an example
         try:
-            values = checked(fields, versions.problems_of(code, message))
+            values = checked(fields, versions.problems_of(self.actor, code, message))
         except Invalid as invalid:
             with self._reading() as session:
                 raise Invalid({**_clashes(session, fields), **invalid.fields}) from None
@@ -68,7 +69,7 @@ class CronJobManager(Service):
         nothing leaves no trace. Raises Invalid, and Conflict with `details` for an edit that started from an
         older state and would undo another one.
         """
-        problems = versions.problems_of(changes.get("code"), changes.get("message", ""))
+        problems = versions.problems_of(self.actor, changes.get("code"), changes.get("message", ""))
         return _update(self.session, self.actor, job_id, revision, changes, problems)
 
     def update_code(
@@ -93,7 +94,7 @@ class CronJobManager(Service):
 
     def disable(self, job_id: int, reason: str = "") -> CronJob:
         """Stop a job: what is pending is cancelled, what runs goes on and is not retried."""
-        return _set_enabled(self.session, self.actor, job_id, False, reason)
+        return _set_enabled(self.session, self.actor, job_id, False, visible(reason))
 
     def delete(self, job_id: int) -> CronJob:
         """Delete a job softly: its history stays, its name is free again, its children skip with the reason."""
@@ -245,11 +246,11 @@ def preview(
 # -- checking ------------------------------------------------------------------------------------------------
 
 
-def problems(fields: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with the fields of a new job, its `code` and `message` among them, as far as they tell."""
+def problems(actor: Actor, fields: Mapping[str, Any]) -> dict[str, str]:
+    """What is wrong with the fields of a new job, its `code` and `message` among them, as far as they tell. Raises Busy."""
     rest = {name: value for name, value in fields.items() if name not in ("code", "message")}
     try:
-        checked(rest, versions.problems_of(fields.get("code"), fields.get("message", "")))
+        checked(rest, versions.problems_of(actor, fields.get("code"), fields.get("message", "")))
     except Invalid as invalid:
         return invalid.fields
     return {}
@@ -288,7 +289,9 @@ def _parse(fields: Mapping[str, Any]) -> tuple[JobFields, dict[str, str]]:
         return parse_job(fields), {}
     except Invalid as invalid:
         rest = {
-            name: value for name, value in normalise_aliases(fields).items() if name not in invalid.fields
+            name: value
+            for name, value in normalise_aliases(fields).items()
+            if name in JobFields.model_fields and name not in invalid.fields
         }
         return parse_job({"name": "?", **rest}), invalid.fields
 

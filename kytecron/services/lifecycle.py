@@ -23,6 +23,7 @@ from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
 from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, StopRequest
+from ..core.untrusted import visible
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion
@@ -489,7 +490,7 @@ def trigger(
     if version is not None:
         _require_version(session, job_id, version)
     execution_id = _insert_asked_for(
-        session, job, origin, parameters=checked, note=note, version=version, triggered_by=actor.name
+        session, job, origin, parameters=checked, note=visible(note), version=version, triggered_by=actor.name
     )
     audit.record(
         session,
@@ -497,7 +498,7 @@ def trigger(
         "trigger",
         ("job", job_id),
         name=job.name,
-        after={"execution": execution_id, "note": note},
+        after={"execution": execution_id, "note": visible(note)},
     )
     return _read(session, execution_id)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,22 +25,24 @@ from sqlalchemy.orm import Session
 
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, Unreadable
-from ..core.jobspec import DEFAULTS, SCHEDULE_FIELDS, TAG
+from ..core.jobspec import DEFAULTS, MAX_PARENTS, SCHEDULE_FIELDS, TAG
 from ..core.schedule import Schedule, next_slot
+from ..core.untrusted import MAX_TOLD, first_repeated
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobDependency, KyteCronJobVersion, KyteCronJobVersionContent
-from . import audit, jobs, versions
+from . import audit, checking, jobs, versions
 from .audit import Actor
+from .base import PYTHON
 from .jobs import CronJobManager
 
 FORMAT = 1
 MAX_JOBS = 5_000
-MAX_TOLD = 50
-"""Wrong fields that are told at once."""
 STAYS = ("enabled", "slack_webhook")
 """What an existing job keeps where a file says nothing about it."""
 BATCH = 500
+CHECK_SECONDS = 30.0
+"""For the code of all jobs of a file together."""
 STEP = 25
 """Jobs written in one transaction of an import."""
 
@@ -160,8 +163,21 @@ class _Complaints:
             raise Invalid(self.found)
 
 
-def _entries(document: Any) -> dict[str, _Entry]:
-    """The jobs of a document by name. Raises Invalid that names each wrong job and field."""
+class _Codes:
+    """Checks the code of one job after another, in bounded time for all of them together."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        self._ends = time.monotonic() + CHECK_SECONDS
+
+    def problems_of(self, code: object) -> dict[str, str]:
+        if code is not None and time.monotonic() > self._ends:
+            return {"code": f"{checking.TOO_LONG} together with the jobs before: import fewer at once"}
+        return versions.problems_of(self._actor, code)
+
+
+def _entries(document: Any, actor: Actor) -> dict[str, _Entry]:
+    """The jobs of a document by name. Raises Invalid that names each wrong job and field, and Busy."""
     if not isinstance(document, dict) or not isinstance(document.get("jobs"), list):
         raise Invalid(
             {"jobs": "jobs is required: a list of jobs, each with a name, such as the export writes"}
@@ -176,10 +192,10 @@ def _entries(document: Any) -> dict[str, _Entry]:
         )
     if len(document["jobs"]) > MAX_JOBS:
         raise Invalid({"jobs": f"jobs must be at most {MAX_JOBS} in one file"})
-    complaints = _Complaints()
+    complaints, codes = _Complaints(), _Codes(actor)
     found: dict[str, _Entry] = {}
     for number, values in enumerate(document["jobs"], start=1):
-        entry = _entry(number, values, complaints)
+        entry = _entry(number, values, codes, complaints)
         if entry is None:
             continue
         if entry.name in found:
@@ -189,7 +205,7 @@ def _entries(document: Any) -> dict[str, _Entry]:
     return found
 
 
-def _entry(number: int, values: Any, complaints: _Complaints) -> _Entry | None:
+def _entry(number: int, values: Any, codes: _Codes, complaints: _Complaints) -> _Entry | None:
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         complaints.add(f"number {number}", "name", "must be a mapping of field names to values")
         return None
@@ -202,8 +218,11 @@ def _entry(number: int, values: Any, complaints: _Complaints) -> _Entry | None:
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         complaints.add(label, "depends_on", "depends_on must be a list of the names of its parents")
         parents = []
+    if len(parents) > MAX_PARENTS:
+        complaints.add(label, "depends_on", f"depends_on must be a list of at most {MAX_PARENTS}")
+        parents = []
     try:
-        name = jobs.checked(fields, versions.problems_of(code))["name"]
+        name = jobs.checked(fields, codes.problems_of(code))["name"]
     except Invalid as invalid:
         complaints.add_all(label, invalid)
         return None
@@ -249,12 +268,12 @@ class Change:
         return "" if self.code_after is None else diff.line_delta(self.code_before or "", self.code_after)
 
 
-def plan_import(session: Session, document: Any) -> list[Change]:
+def plan_import(session: Session, document: Any, actor: Actor = PYTHON) -> list[Change]:
     """What importing a document would do, parents before children. Reads only.
 
-    Raises Invalid that names each wrong job and field.
+    Raises Invalid that names each wrong job and field, and Busy.
     """
-    return _plan(session, _entries(document))
+    return _plan(session, _entries(document, actor))
 
 
 def import_jobs(
@@ -268,10 +287,11 @@ def import_jobs(
     steps done, and the same import goes on from there. `message` describes new versions of code. With `dry_run`
     only what would be done is returned.
 
-    Raises Invalid that names each wrong job and field, and Conflict for a job that was changed since it was looked at.
+    Raises Invalid that names each wrong job and field, Busy, and Conflict for a job that was changed since it was
+    looked at.
     """
-    entries = _entries(document)
-    if wrong := versions.problems_of(None, message):
+    entries = _entries(document, actor)
+    if wrong := versions.problems_of(actor, None, message):
         raise Invalid(wrong)
     changes = _plan(session, entries)
     if not dry_run:
@@ -564,10 +584,9 @@ class _Loader(_SafeLoader):
             if not isinstance(name, str):
                 problem = f"{str(name)[:100]!r} is no name: put it into quotes"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.value[place][0].start_mark)
-        if len(set(names)) < len(names):
-            place = next(place for place, name in enumerate(names) if name in names[:place])
-            problem = f"{names[place][:100]!r} is here twice"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.value[place][0].start_mark)
+        if (repeated := first_repeated(names)) is not None:
+            problem = f"{names[repeated][:100]!r} is here twice"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.value[repeated][0].start_mark)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import bz2
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -23,10 +22,11 @@ from sqlalchemy.orm import Session
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, NotFound, Unreadable
 from ..core.states import ACTIVE
+from ..core.untrusted import name_problem
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion, KyteCronJobVersionContent
-from . import audit
+from . import audit, checking
 from .audit import Actor
 from .base import Service
 
@@ -37,7 +37,6 @@ MAX_MESSAGE = 500
 MAX_PAGE = 200
 BATCH = 500
 """Rows named in one statement: SQLite bounds the parameters of one."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 LARGEST_ID = 2**63 - 1
 LARGEST_CONTENT = 16_000_000
 """Bytes that stored source may unpack to: more than code was ever allowed to have."""
@@ -171,7 +170,7 @@ def create_version(
     session: Session, actor: Actor, job_id: int, code: str, message: str = "", base_version: int | None = None
 ) -> KyteCronJobVersion | None:
     """See CronVersionControl.create_version."""
-    if wrong := problems_of("" if code is None else code, message):
+    if wrong := problems_of(actor, "" if code is None else code, message):
         raise Invalid(wrong)
     return _create_version(session, actor, job_id, code, message, base_version)
 
@@ -183,30 +182,36 @@ def _create_version(
     return save_code(session, actor, lock_job(session, job_id), code, message, base_version)
 
 
-def problems_of(code: object, message: object = "") -> dict[str, str]:
-    """What is wrong with `code` (None where there is none to save) and `message`, by field.
+def problems_of(actor: Actor, code: object, message: object = "") -> dict[str, str]:
+    """What is wrong with `code` (None where there is none to save) and `message`, by field. Raises Busy.
 
-    Parsing the largest code takes a while: ask before the transaction, not in it.
+    Checking code takes a while: ask before the transaction, not in it.
     """
     wrong: dict[str, str] = {}
     if isinstance(code, str):
         try:
-            _check(code)
+            _check(code, actor)
         except Invalid as invalid:
             wrong |= invalid.fields
     elif code is not None:
         wrong["code"] = "code must be text"
-    if not isinstance(message, str) or len(message) > MAX_MESSAGE or _CONTROL.search(message):
-        wrong["message"] = (
-            f"message must be text of at most {MAX_MESSAGE} characters, without control characters"
-        )
+    if not isinstance(message, str) or len(message) > MAX_MESSAGE:
+        wrong["message"] = f"message must be text of at most {MAX_MESSAGE} characters"
+    elif problem := name_problem(message.replace("\r\n", "\n"), several_lines=True):
+        wrong["message"] = f"message {problem}"
     return wrong
 
 
-@lru_cache(maxsize=16)
-def _check(code: str) -> None:
-    """Raises Invalid, which is not remembered; that code is sound is: it is asked before a transaction and in it."""
-    source.check(code)
+_sound: deque[str] = deque(maxlen=16)
+"""Hashes of code that was checked: it is asked about before a transaction and in it."""
+
+
+def _check(code: str, actor: Actor) -> None:
+    """Raises Invalid and Busy."""
+    digest = _hash(source.normalise(code))
+    if digest not in _sound:
+        checking.check(code, actor)
+        _sound.append(digest)
 
 
 def save_code(

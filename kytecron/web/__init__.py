@@ -6,6 +6,7 @@ from flask import Flask
 
 from . import (
     auth,
+    bounds,
     errors,
     executions,
     frame,
@@ -18,6 +19,11 @@ from . import (
     system,
     versions,
 )
+
+
+def bound(app: Flask) -> None:
+    """Limit what requests may carry: before anything else that looks at them."""
+    bounds.register(app)
 
 
 def register(app: Flask) -> None:

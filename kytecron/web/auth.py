@@ -48,7 +48,8 @@ def sign_in_send() -> Response | tuple[str, int] | tuple[str, int, dict[str, str
 
 def _refused(name: str, message: str) -> str:
     wanted = path_on_this_site(request.form.get("next"))
-    return render_template("auth/sign_in.html", wanted=wanted, username=name, error=message)
+    shown = name if len(name) <= accounts.MAX_USERNAME else ""
+    return render_template("auth/sign_in.html", wanted=wanted, username=shown, error=message)
 
 
 def _wanted() -> str:

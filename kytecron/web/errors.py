@@ -52,7 +52,6 @@ TEXTS = {
     400: "Go back, reload the page and send it again.",
     404: "The address is wrong, or what was here has been deleted.",
     405: "Follow a link or a button instead of typing the address.",
-    413: "A request may carry at most 4 MB.",
     500: "It is written to the log. What you were doing has not been saved; everything else goes on.",
     503: "Jobs that are running go on. Try again in a moment.",
 }
@@ -87,7 +86,7 @@ def _out_of_date(error: CSRFError) -> Response:
 def _http(error: HTTPException) -> Response:
     if error.response is not None:  # a redirect, or an answer that a view aborted with
         return make_response(error.get_response())
-    response = show(error.code or 500)
+    response = show(error.code or 500, error.description or "" if error.code == 413 else "")
     for name, value in error.get_headers():
         if name in ("Allow", "Retry-After"):
             response.headers[name] = value

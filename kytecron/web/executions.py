@@ -24,6 +24,7 @@ from . import access, words
 from .access import needs
 from .ansi import overwrites, to_html
 from .listing import DiffRow, diff_rows, is_unchanged, trace
+from .once import once
 from .render import back, done, is_htmx, page, wants_part
 
 area = access.area("executions", __name__)
@@ -314,7 +315,8 @@ def rerun(execution_id: int) -> AnyResponse:
     """Run the same slot again, on the current version or on the one it had."""
     same = request.form.get("version") == "same"
     access.throttle_triggers()
-    run = lifecycle.rerun(access.database(), execution_id, access.actor(), same_version=same)
+    session, actor = access.database(), access.actor()
+    run = once(lambda: lifecycle.rerun(session, execution_id, actor, same_version=same).id)
     return done(f"Execution {run.id} runs this slot again.", _url(run.id), leave=True)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from flask import Flask, g, request, url_for
 
+from ..core.untrusted import visible
 from ..store import figures
-from . import access, words
+from . import access, once, words
 
 NAV = (
     ("home.index", "Dashboard", "house", "viewer", ""),
@@ -41,9 +42,17 @@ def register(app: Flask) -> None:
         asset_version=_asset_version(Path(app.static_folder or "")),
         url_for=_url_for,
         may=access.may,
+        once_key=once.key,
+        seen=_seen,
         words=words,
     )
+    app.jinja_env.finalize = _seen
     app.context_processor(_frame)
+
+
+def _seen(value: Any) -> Any:
+    """What templates print: text in which every character shows. What is HTML already (`|e` of a field's) stays."""
+    return visible(value) if type(value) is str and not value.isascii() else value
 
 
 def _url_for(endpoint: str, **values: Any) -> str:

@@ -12,17 +12,19 @@ from sqlalchemy.orm import Session
 from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..core import diff, source
+from ..core import diff
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.jobspec import DEFAULTS, JobFields
 from ..core.schedule import in_words, zone, zone_names
+from ..core.source import Problem
+from ..services import checking, upcoming, versions
 from ..services import jobs as job_service
-from ..services import upcoming, versions
 from ..services.versions import read_job
 from ..store import db, queries
 from ..store.models import CronJob
 from . import access, words
 from .access import needs
+from .bounds import CODE, takes
 from .jobs import manager
 from .listing import diff_rows
 from .render import done
@@ -99,6 +101,7 @@ def new() -> str:
 
 @area.post("/new")
 @needs("editor")
+@takes(CODE)
 def create() -> AnyResponse | tuple[str, int]:
     """Make the job, or show the form again with what is wrong beside each field and nothing lost."""
     fields = given(request.form)
@@ -129,6 +132,7 @@ def edit(job_id: int) -> str:
 
 @area.post("/<int:job_id>/edit")
 @needs("editor")
+@takes(CODE)
 def update(job_id: int) -> AnyResponse | tuple[str, int]:
     """Save settings and code together, or show the form again."""
     session = access.database()
@@ -216,6 +220,7 @@ def _usual_seconds(session: Session, now: datetime) -> float | None:
 
 @area.post("/check-code")
 @needs("editor")
+@takes(CODE)
 def check_code() -> Response:
     """The problems of some code, for the editor's margin."""
     try:
@@ -225,10 +230,13 @@ def check_code() -> Response:
     code = body.get("code") if isinstance(body, dict) else None
     if not isinstance(code, str):
         raise Invalid({"code": 'Send the code as JSON: {"code": "..."}'})
-    return jsonify(
-        problems=[
-            {"line": one.line, "column": one.column, "message": one.message} for one in source.problems(code)
-        ]
+    try:
+        found, status = checking.problems(code, access.actor()), 200
+    except Invalid as invalid:  # it costs too much: true of the whole
+        found, status = [Problem(1, 1, text) for text in invalid.fields.values()], 422
+    return make_response(
+        jsonify(problems=[{"line": one.line, "column": one.column, "message": one.message} for one in found]),
+        status,
     )
 
 

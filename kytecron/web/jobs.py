@@ -22,7 +22,9 @@ from ..store import db, figures, queries
 from ..store.models import CronJob
 from . import access, words
 from .access import needs
+from .bounds import LONG, takes
 from .listing import listing
+from .once import once
 from .render import back, done, page, wants_part
 
 area = access.area("jobs", __name__, "/jobs")
@@ -230,21 +232,21 @@ def _trigger_form(job_id: int, given: dict[str, str], errors: dict[str, str]) ->
 
 @area.post("/<int:job_id>/trigger")
 @needs("operator")
+@takes(LONG)
 def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     """Run a job now. From a list one stays there; from the job or the form one sees the run."""
     given = {name: request.form.get(name, "").strip() for name in ("parameters", "note", "version")}
     access.throttle_triggers()
     try:
-        run = manager().trigger(
-            job_id,
-            _parameters(given["parameters"]),
-            given["note"],
-            _version(given["version"]),
-        )
+        parameters, version = _parameters(given["parameters"]), _version(given["version"])
+        run = once(lambda: manager().trigger(job_id, parameters, given["note"], version).id)
     except Invalid as invalid:
         return _trigger_form(job_id, given, invalid.fields), 422
     to = url_for("executions.show", execution_id=run.id)
-    return done(f"Started as execution {run.id}.", to, leave="follow" in request.form)
+    leave = "follow" in request.form
+    if run.before:
+        return done(f"This form has already started execution {run.id}.", to, tone="info", leave=leave)
+    return done(f"Started as execution {run.id}.", to, leave=leave)
 
 
 def _parameters(text: str) -> dict[str, Any] | None:
@@ -295,7 +297,7 @@ def recover(job_id: int) -> AnyResponse:
 @needs("editor")
 def clone(job_id: int) -> AnyResponse:
     """A disabled copy, opened for editing."""
-    copy = manager().clone(job_id)
+    copy = once(lambda: manager().clone(job_id).id)
     return done(
         "This is the copy. It is disabled until you enable it.",
         url_for("jobform.edit", job_id=copy.id),

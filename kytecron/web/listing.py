@@ -6,6 +6,7 @@ Colours are the class names of Pygments; the stylesheet knows them inside `.high
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,9 +16,12 @@ from pygments.lexers import PythonLexer
 from pygments.token import STANDARD_TYPES, Token
 
 from ..core.diff import Diff, Segment
+from ..core.untrusted import visible
 
 MAX_COLOURED = 200_000
 """Characters; colouring takes about a second per million."""
+COLOURING_SECONDS = 0.5
+"""Of CPU: some code takes fifteen times as long. Its rest comes back uncoloured."""
 CONTEXT_LINES = 2
 """Lines shown around a line of a stack trace."""
 
@@ -32,8 +36,7 @@ def coloured(code: str) -> tuple[Line, ...]:
     if len(code) > MAX_COLOURED:
         return tuple((("", line),) for line in _lines(code))
     lines: list[list[Piece]] = [[]]
-    for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(code):
-        css = _class(kind)
+    for css, text in _tokens(code):
         for number, part in enumerate(text.split("\n")):
             if number:
                 lines.append([])
@@ -42,6 +45,17 @@ def coloured(code: str) -> tuple[Line, ...]:
     if not lines[-1]:
         lines.pop()
     return tuple(tuple(line) for line in lines)
+
+
+def _tokens(code: str) -> Iterator[Piece]:
+    # As the lexer reads it, or its places would count other characters.
+    code = code.replace("\r\n", "\n").replace("\r", "\n")
+    ends = time.thread_time() + COLOURING_SECONDS
+    for at, kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens_unprocessed(code):
+        if time.thread_time() > ends:
+            yield "", code[at:]
+            return
+        yield _class(kind), text
 
 
 def _class(kind: object) -> str:
@@ -64,7 +78,7 @@ def listing(code: str) -> list[Markup]:
 
 def _html(pieces: Iterable[Piece]) -> Markup:
     return Markup("").join(
-        Markup('<span class="{}">{}</span>').format(css, text) if css else escape(text)
+        Markup('<span class="{}">{}</span>').format(css, visible(text)) if css else escape(visible(text))
         for css, text in pieces
     )
 
@@ -158,7 +172,7 @@ def trace(text: str, code: str | None) -> list[Frame | Note]:
             parts.append(_frame(frame["file"], int(frame["line"]), frame["name"], code))
         elif line.startswith("    ") and isinstance(last, Frame):
             if not last.own and not _is_underline(line):
-                last.lines.append((last.line, escape(line.strip()), True))
+                last.lines.append((last.line, escape(visible(line.strip())), True))
         elif line.startswith("Traceback (most recent call last)"):
             continue
         elif isinstance(last, Note):

@@ -12,6 +12,7 @@ from ..services import secrets
 from ..services.jobs import find
 from . import access
 from .access import needs
+from .bounds import LONG, takes
 from .render import done
 
 area = access.area("secrets", __name__, "/secrets")
@@ -37,6 +38,7 @@ def _page(errors: dict[str, str] | None = None, typed: str = "") -> str:
 
 @area.post("")
 @needs("admin")
+@takes(LONG)
 def store() -> AnyResponse | tuple[str, int]:
     """Store a value under a name, or replace the one that it has. What was typed is not shown again."""
     name = request.form.get("name", "").strip()
