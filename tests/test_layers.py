@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("kytecron.door", *SERVICES),
     },
     "kytecron.accesslog": set(),
-    "kytecron.door": SERVICES,
+    "kytecron.door": {"kytecron.requestdb", *SERVICES},
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
     # What gunicorn loads, before the app.
     "kytecron.gunicorn_conf": {"kytecron.logs", *SERVICES},

@@ -57,7 +57,7 @@ def register(app: Flask, settings: Settings) -> None:
 
     installation = Installation(settings)
     database.guard_migrations(installation)
-    for name in COMMANDS:
+    for name in COMMANDS.keys() - {"db"}:  # Flask-Migrate's has more, for those who write migrations
         command = copy.copy(load(name))
         command.context_settings = {**command.context_settings, "obj": installation}
         app.cli.add_command(command)

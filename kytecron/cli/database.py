@@ -31,6 +31,19 @@ def upgrade(force: bool) -> None:
 
 
 @db.command()
+@click.argument("revision")
+@click.option("--force", is_flag=True, help=FORCE)
+def downgrade(revision: str, force: bool) -> None:
+    """Take the tables back to an older migration, such as 0001: what only newer ones hold is lost."""
+    installation = console.installation()
+    schema.require_ours(installation.engine)
+    if not force:
+        upgrading.require_no_workers(installation.engine, console.settings(), revision)
+    schema.downgrade(installation.engine, revision)
+    say(f"The database is at migration {revision}.")
+
+
+@db.command()
 def current() -> None:
     """Say whether the tables are those of this version. The exit status is 1 where they are not."""
     console.require_schema()

@@ -47,6 +47,16 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         command.upgrade(config, revision)
 
 
+def downgrade(engine: Engine, revision: str) -> None:
+    """Bring the database back to an older schema. Raises Conflict as `upgrade` does, and for no such revision."""
+    if revision != "base" and not _is_known(revision):
+        raise Conflict(f"There is no migration {revision}")
+    with migrating(engine) as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+
 def behind(engine: Engine) -> str | None:
     """Why the schema is not the one this programme needs, or None when it is. Raises what the database raises."""
     with engine.connect() as connection:

@@ -363,9 +363,9 @@ def test_workers_locks_and_standing_are_told(api: Caller, rows: Session, app: Fl
     job = api.job(max_retries=0)["id"]
     run = api(f"POST /jobs/{job}/trigger").json["id"]
     with app.app_context():
-        lifecycle.claim(db.session(), "tester:1:a", (), 1, 60.0)
+        lifecycle.claim(db.session(), "gone:1:a", (), 1, 60.0)
     (lock,) = api("GET /locks").json["items"]
-    assert (lock["execution_id"], lock["locked_by"], lock["stale"]) == (run, "tester:1:a", False)
+    assert (lock["execution_id"], lock["locked_by"], lock["stale"]) == (run, "gone:1:a", False)
     assert api("GET /locks/stale").json["items"] == []
     standing = api("GET /stats").json
     assert (standing["jobs"], standing["running"], standing["workers"]) == (1, 1, 1)

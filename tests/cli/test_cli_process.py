@@ -199,3 +199,26 @@ def test_a_wrong_setting_is_told_by_name_instead_of_a_traceback(start: Start):
         assert (status, out) == (2, "")
         assert error.startswith(f"Error: {name}")
         assert error.count("\n") == 1
+
+
+def test_the_tables_are_brought_to_this_version_and_back_by_the_program_itself(tmp_path: Path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KYTECRON_")}
+    environment["KYTECRON_INSTANCE_PATH"] = str(tmp_path / "new")
+
+    def db(*words: str) -> tuple[int, str, str]:
+        command = [sys.executable, "-m", "kytecron", "db", *words]
+        return ended(
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+
+    status, _, said = db("current")
+    assert (status, "has no tables yet" in said) == (1, True)
+    assert db("upgrade")[0] == 0
+    assert db("current")[0] == 0
+    assert db("downgrade", "0001")[0] == 0
+    status, _, said = db("current")
+    assert (status, "is at migration 0001" in said) == (1, True)
+    status, _, said = db("downgrade", "0000")
+    assert (status, "There is no migration 0000" in said) == (1, True)

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.schedule import TZDATA_VERSION
+from kytecron.requestdb import db as flask_db
 from kytecron.services import doctor, probes, why
 from kytecron.services.audit import Actor
 from kytecron.services.doctor import Finding
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
-from kytecron.store.models import db as flask_db
 from tests.factories import add_job, add_worker, fresh
 
 ANNA = Actor("anna")

@@ -496,7 +496,7 @@ def test_a_backfill_lists_its_slots_and_runs_the_missing_ones_one_after_another(
         lifecycle.settle(session, [(run.claim, DONE)])
     assert order == [slot.slot for slot in plan]
     assert not any(slot.will_run for slot in lifecycle.backfill(session, job.id, anchor, end, ANNA))
-    with pytest.raises(Invalid, match="end must be later"):
+    with pytest.raises(Invalid, match="to must be later than from"):
         lifecycle.backfill(session, job.id, end, anchor, ANNA)
 
 
