@@ -33,8 +33,10 @@ LINES_PER_MINUTE = 60
 """Refusals that a process writes to its log; the next line tells of how many it did not."""
 ROWS_PER_HOUR = 10
 """Rows in the audit log that a process writes about refusals of one user or token."""
+FORWARDED_PREFIX = "HTTP_X_FORWARDED_PREFIX"
 SHOWN_OF_PATH = 200
 RAW = re.compile(r"[^!-~]")
+PREFIX = re.compile(r"(/[\w.~-]+)*/?", re.ASCII)
 
 
 def outer(inside: Any, proxies: int) -> Any:
@@ -53,6 +55,8 @@ def _as_connected(inside: Any) -> Any:
     """
 
     def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if not all(PREFIX.fullmatch(one.strip()) for one in environ.get(FORWARDED_PREFIX, "").split(",")):
+            del environ[FORWARDED_PREFIX]  # no address can be made with it
         connection = environ.get("gunicorn.socket")
         if connection is not None:
             environ["wsgi.url_scheme"] = "https" if isinstance(connection, ssl.SSLSocket) else "http"

@@ -191,7 +191,7 @@ BODIES = {
     "an address": job_with({"notification_email": "a@b," * 800_000}),
     "a webhook": job_with({"slack_webhook": "https://" + "a." * 1_900_000}),
     "parameters": json.dumps(
-        {"name": "x", "code": HELLO, "parameters": {f"k{n}": n for n in range(250_000)}}
+        {"name": "x", "code": HELLO, "parameters": {f"k{n}": n for n in range(230_000)}}
     ),
     "depth": '{"name": "x", "parameters": ' + '{"a":' * 500_000 + "1" + "}" * 500_000 + "}",
     "digits": '{"name": "x", "priority": ' + "9" * 3_000_000 + "}",

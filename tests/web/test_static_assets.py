@@ -233,7 +233,11 @@ SAVED = '{% extends "base_bare.html" %}{% block content %}<pre>{{ request.form|t
 def make_app() -> Flask:
     app = Flask("parts", template_folder=str(PACKAGE / "templates"), static_folder=str(STATIC))
     app.secret_key = "not a secret, only a test's"
-    app.jinja_env.globals["asset_version"] = "test"
+    app.jinja_env.globals |= {
+        "asset_version": "test",
+        "once_key": lambda: "once",
+        "seen": lambda value: value,
+    }
     CSRFProtect(app)
     app.after_request(lambda answer: (answer.headers.set("Content-Security-Policy", POLICY), answer)[1])
 
