@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from ..core.ansi import rest_of_sequence, unfinished
 from .child import MASKED, hide
 
 PIECE = 256 * 1024
@@ -27,6 +28,9 @@ PIECE = 256 * 1024
 
 BLOCK = 64 * 1024
 """Bytes after which the tail begins another block."""
+
+SEQUENCE = 64
+"""Bytes of a begun escape sequence that wait for its end; a longer one is shown in parts."""
 
 DEEPEST = 64
 """Levels of nesting kept of a value that a job reports."""
@@ -187,16 +191,27 @@ class Output:
         self._held = b""
 
     def take(self) -> OutputChunk | None:
-        """What can be shown now and has not been taken yet: at most PIECE bytes of it."""
-        if self._head:
-            piece = bytes(self._head[: _cut(self._head, PIECE)])
-            del self._head[: len(piece)]
-            return OutputChunk(piece.decode(), tail=False, more=bool(self._head or self._unseen))
+        """What can be shown now and has not been taken yet: at most PIECE bytes of it.
+
+        What means nothing without what follows it, the beginning of an escape sequence say, waits for that.
+        """
+        if size := _showable(self._head, PIECE):
+            piece = bytes(self._head[:size])
+            del self._head[:size]
+            more = _showable(self._head, PIECE) or (self._unseen and not self._head)
+            return OutputChunk(piece.decode(), tail=False, more=bool(more))
+        if self._head and self._tail_bytes:  # what follows it is in the tail
+            piece = bytes(self._head)
+            self._head.clear()
+            return OutputChunk(piece.decode(), tail=False, more=True)
         if self._unseen:
             piece = self._tail.end(min(self._unseen, PIECE))
-            passed_over, self._unseen = self._unseen - len(piece), 0
+            size = _showable(piece, PIECE)
+            if not size:
+                return None
+            passed_over, self._unseen = self._unseen - len(piece), len(piece) - size
             note = _note(passed_over, "not shown while the job runs") if passed_over else ""
-            return OutputChunk(note + piece.decode(), tail=True, more=False)
+            return OutputChunk(note + piece[:size].decode(), tail=True, more=False)
         return None
 
     def rest(self) -> tuple[str, bool]:
@@ -272,6 +287,12 @@ def _note(size: int, what: str, line_begun: bool = True) -> str:
     return f"{chr(10) if line_begun else ''}[... {size:,} bytes {what} ...]\n"
 
 
+def _showable(data: bytes | bytearray, size: int) -> int:
+    """The most bytes of `data`, up to `size`, that end with a whole character and with no half of a sequence."""
+    size = _cut(data, size)
+    return size - unfinished(data[max(0, size - SEQUENCE) : size].decode("utf-8", "replace"))
+
+
 def _cut(data: bytes | bytearray, size: int) -> int:
     """The most bytes of `data`, up to `size`, that end with a whole character."""
     if size >= len(data):
@@ -282,8 +303,10 @@ def _cut(data: bytes | bytearray, size: int) -> int:
 
 
 def _end_of(data: bytes | bytearray, size: int) -> bytes:
-    """The last `size` bytes of `data`, without a character that was cut in two."""
+    """The last `size` bytes of `data`, without a character or an escape sequence that was cut in two."""
     start = max(0, len(data) - size)
     while start < len(data) and data[start] & 0xC0 == 0x80:
         start += 1
-    return bytes(data[start:])
+    text = data[start : start + SEQUENCE].decode("utf-8", "ignore")
+    cut = rest_of_sequence(data[max(0, start - SEQUENCE) : start].decode("utf-8", "ignore"), text)
+    return bytes(data[start + len(text[:cut].encode()) :])

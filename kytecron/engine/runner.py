@@ -661,7 +661,7 @@ class Runner:
             run.send()
             self._listen(run)
 
-    def _on_caller(self, _: None, mask: int) -> None:
+    def _on_caller(self, subject: None, mask: int) -> None:
         """Jobs that have closed their channel, as daemons do with whatever is open, come back by the door."""
         assert self._door is not None
         self._watch(self._door.fileno(), 0, self._on_caller)
@@ -672,7 +672,7 @@ class Runner:
         self._act_on_news()
         for _ in range(CALLERS_AT_ONCE):
             try:
-                caller, _ = self._door.accept()
+                caller = self._door.accept()[0]
             except OSError:  # no more of them, or no descriptors
                 return
             self._let_in(caller)
