@@ -53,7 +53,7 @@ SHORTEST_SECRET = 4
 WRAPPED = 57
 """Bytes in a line of base64 that is broken after 76 characters, as mail and `base64` do."""
 
-SHORTEST_LINE = 12
+SHORTEST_LINE = 6
 """A last line of fewer could be anything."""
 
 

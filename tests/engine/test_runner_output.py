@@ -226,6 +226,60 @@ def test_secrets_are_masked_in_all_that_a_run_leaves(runs: Runs) -> None:
     assert skipped.skipped_reason == "***"
 
 
+ENCODINGS = {
+    "repr": "repr(key)",
+    "ascii": "ascii(key)",
+    "bytes": "repr(key.encode())",
+    "JSON": "json.dumps({'k': key})",
+    "JSON in UTF-8": "json.dumps([key], ensure_ascii=False)",
+    "an address": "'https://x/?k=' + urllib.parse.quote(key)",
+    "a part of a path": "urllib.parse.quote(key, safe='')",
+    "a form": "urllib.parse.urlencode({'k': key})",
+    "lower-case quoting": "re.sub('%..', lambda code: code[0].lower(), urllib.parse.quote(key, safe=''))",
+    "base64": "base64.b64encode(key.encode()).decode()",
+    "base64 for addresses": "base64.urlsafe_b64encode(key.encode()).decode().rstrip('=')",
+    "base64 in lines": "base64.encodebytes(key.encode()).decode()",
+    "base64 of a line": "base64.b64encode(key.encode() + bytes([10])).decode()",
+    "hexadecimal": "key.encode().hex()",
+    "indented": "textwrap.indent(key, '    ')",
+}
+SECRETS = {
+    "short": "p/ss+wörd \"x\" 'y'",
+    "several lines": "-----BEGIN KEY-----\n" + "Zm9vYmFy+/hidden=\n" * 8 + "-----END KEY-----",
+}
+
+
+@pytest.mark.parametrize("written", ENCODINGS.values(), ids=list(ENCODINGS))
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=list(SECRETS))
+def test_a_secret_is_masked_in_whatever_common_encoding_a_run_leaves_it(
+    runs: Runs, written: str, secret: str
+) -> None:
+    body = (
+        "import base64, json, re, textwrap, urllib.parse\n"
+        f"key = self.secrets['key']\ntext = {written}\n"
+        "print('<' + text + '>')\nself.progress(50, '<' + text + '>')\n"
+    )
+    execution_id = runs.start(f"{body}return ['<' + text + '>']", secrets={"key": secret})
+    done = runs.outcome(execution_id)
+    failed = runs.run(
+        f"{body}error = ValueError(text)\nerror.add_note(text)\nraise error", secrets={"key": secret}
+    )
+    skipped = runs.run(f"{body}raise SkipRun(text)", secrets={"key": secret})
+    left = f"{done} {runs.of(Progressed, execution_id)} {failed} {skipped}"
+    scope = {"key": secret, **{name: __import__(name) for name in ("base64", "json", "re", "textwrap")}}
+    scope["urllib"] = __import__("urllib.parse")
+    given_away = {line.strip(" []{}'\"") for line in eval(written, scope).splitlines()}
+    for line in given_away:
+        assert len(line) < 12 or line not in left, line
+    assert (failed.error or "").startswith("ValueError: ")
+    assert "***" in left
+
+
+def test_a_secret_that_is_a_number_is_masked_as_one(runs: Runs) -> None:
+    body = "return [int(self.secrets['pin']), 12345, {'deep': [12345678]}]"
+    assert runs.run(body, secrets={"pin": "12345678"}).result == ["***", 12345, {"deep": ["***"]}]
+
+
 def test_what_is_cut_short_never_ends_in_half_a_secret(runs: Runs) -> None:
     secrets = {"key": "swordfish-alpha\nswordfish-omega"}
     key = "key = self.secrets['key']"

@@ -397,6 +397,17 @@ def test_sigkill_of_the_supervising_process_takes_everything_with_it(runner_proc
     wait_until(lambda: not any(map(is_alive, (leader, escaped, server))), 3)
 
 
+def test_a_stopped_fork_server_and_its_runs_do_not_outlive_the_supervising_process(
+    runner_process: RunnerProcess,
+) -> None:
+    process, leader, escaped = runner_process(job("escape()\nstay()"), 600)
+    server = int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGSTOP)
+    wait_until(lambda: " T " in Path(f"/proc/{server}/stat").read_text())
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, (leader, escaped, server))))
+
+
 def test_a_lease_ends_on_time_while_the_supervising_process_is_stopped(runner_process: RunnerProcess) -> None:
     process, leader, escaped = runner_process(job("escape()\nstay()"), 2)
     process.send_signal(signal.SIGSTOP)
