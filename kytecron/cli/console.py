@@ -277,7 +277,7 @@ class Output:
 
     def _erase(self) -> None:
         if self._drawn:
-            click.echo("\r\x1b[K", nl=False)
+            click.echo("\r\x1b[K", nl=False, color=True)
             self._drawn = False
 
     def _print(self, text: Text) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kytecron.core.ansi import segments, unfinished
 from kytecron.core.states import Status
 from kytecron.engine.output import BLOCK, MASKED, PIECE, Mask, Output
 from kytecron.engine.runner import Ended, Progressed
@@ -153,6 +155,37 @@ def test_the_kept_halves_are_the_same_in_whatever_pieces_the_text_came(
     data = "".join(pieces).encode()
     newest = data[max(0, len(data) - limit + limit // 2) :]
     assert kept[0].endswith(newest.decode(errors="ignore"))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"a \x1b[3", b"2mgreen\x1b[0m\n"],
+        [b"a\r", b"\nb\n"],
+        [b"\x1b]0;ti", b"tle\x07b\n"],
+        ["é".encode()[:1], "é".encode()[1:] + b"\n"],
+    ],
+)
+@pytest.mark.parametrize("limit", [1_000_000, 0, 8])
+def test_no_live_piece_ends_in_half_a_sequence(pieces: list[bytes], limit: int) -> None:
+    output = Output(limit, Mask())
+    shown = []
+    for piece in pieces:
+        output.feed(piece)
+        while chunk := output.take():
+            shown.append(chunk.text)
+    assert "".join(shown) == b"".join(pieces).decode()
+    if limit != 8:
+        assert not any(unfinished(text) for text in shown)
+
+
+def test_the_kept_end_of_a_long_output_does_not_begin_in_a_sequence() -> None:
+    for limit in range(20, 60):
+        output = Output(limit, Mask())
+        output.feed(b"x" * 100 + b"\x1b[1;32mgreen\x1b[0m and plain\n")
+        output.finish()
+        text = "".join(piece for _, piece in segments(output.rest()[0].partition("cut ...]\n")[2]))
+        assert not re.search(r"[0-9;\[]+m", text), (limit, text)
 
 
 def test_a_cut_never_splits_a_character() -> None:
