@@ -199,7 +199,11 @@ class Api:
         return self._call("find_job", job=job)
 
     def trigger(self, job: int | str, parameters: dict[str, Any] | None = None, note: str = "") -> int:
-        """Start a run of another job, named by id or name; returns the id of the new execution."""
+        """Start a run of another job, named by id or name; returns the id of the new execution.
+
+        A job may start 300 a minute, all its runs together. Secrets are masked in `note` and refused in `parameters`,
+        which every viewer reads: grant the secret to the other job.
+        """
         return self._call("trigger", job=job, parameters=parameters, note=note)
 
     def latest_result(self, job: int | str) -> dict[str, Any] | None:

@@ -436,7 +436,11 @@ class Runner:
         if what == START:
             server = run.server = self._ensure_server()
         if server is not None and run.server is server:  # else it is dying, and its runs with it
-            server.order(what, run.id, (a, b, c), fds)
+            try:
+                server.order(what, run.id, (a, b, c), fds)
+            except OSError as problem:  # it has to wait, and there are no descriptors to keep its channels by
+                error = f"cannot start a process: {problem.strerror}"
+                self._end(run, lambda: Outcome(Status.FAILED, error=error))
             self._listen_to(server)
 
     def _on_server(self, server: Server, mask: int) -> None:
