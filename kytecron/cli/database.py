@@ -58,7 +58,7 @@ def _guarded(migrate: Callable[..., Any], installation: Installation) -> Callabl
         console.say_which_database()
         with console.errors_told():
             if not options["sql"]:
-                schema.require_ours(db.engine)
+                schema.require_ours(installation.engine)
             if not force and not options["sql"]:
                 upgrading.require_no_workers(installation.engine, installation.settings, options["revision"])
             return migrate(**options)

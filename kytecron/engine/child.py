@@ -45,8 +45,13 @@ KEPT = 64 * 1024
 
 MASKED = "***"
 
-SHORTEST_SECRET = 4
-"""Shorter ones are not masked: they would black out half of any text."""
+LONGEST_CALL = 256 * 1024
+"""Bytes of a call through `self.api`. Parameters of 64,000 bytes are at most 192,000 in JSON."""
+
+NO_CHANNEL = "the job closed its connection to the worker"
+
+UNTOLD = 76
+"""Exit status of a run that could not tell how it ended (EX_PROTOCOL of sysexits.h)."""
 
 PLAIN_END = {"end": "completed", "result": None}
 """The end of most runs: told without waking the JSON encoder, which costs a young process 0.15 ms."""
@@ -111,11 +116,17 @@ class Channel:
 
     A signal may raise between any two steps here. So every line begins with a newline too and what does not
     parse is skipped: half a line, left behind by an exception, spoils nothing but itself.
+
+    A job may close all descriptors, to become a daemon say, and then open files that get their numbers. So it is
+    looked before each use whether the socket is still there, and if not another is made to the worker's `door`, where
+    the kernel tells the worker which process it is.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, door: str = "") -> None:
         self.pid = os.getpid()
         self._fd = fd
+        self._file = _identity(fd)
+        self._door = door
         self._unread = bytearray()
         self._calls = 0
         self._calling = _thread.allocate_lock()
@@ -134,7 +145,8 @@ class Channel:
     def tell(self, message: dict[str, Any]) -> None:
         """Send one message.
 
-        Raises RuntimeError in a process that the job forked, OSError when the job has closed the socket.
+        Raises RuntimeError in a process that the job forked, ConnectionError when the job has closed the socket and
+        no other can be made.
         """
         self.write(encode_message(message))
 
@@ -142,6 +154,7 @@ class Channel:
         """`tell`, of a message that is encoded already."""
         self._check()
         with self._writing:
+            self._hold_on()
             while line:
                 line = line[os.write(self._fd, line) :]
 
@@ -151,7 +164,10 @@ class Channel:
         with self._calling:
             self._calls += 1
             number = self._calls
-            self.tell({"call": number, "method": method, "arguments": arguments})
+            question = encode_message({"call": number, "method": method, "arguments": arguments})
+            if len(question) > LONGEST_CALL:
+                raise api.ApiError(f"the call takes {len(question):,} bytes of at most {LONGEST_CALL:,}")
+            self.write(question)
             reply = self.receive()
             while reply.get("reply") != number:
                 reply = self.receive()
@@ -178,6 +194,24 @@ class Channel:
             if isinstance(message, dict):
                 return message
 
+    def hide(self, text: str) -> str:
+        """`text` with the run's secrets masked."""
+        return hide(text, _hidden)
+
+    def _hold_on(self) -> None:
+        """Make sure that the descriptor is the socket to the worker. Raises ConnectionError when it cannot be."""
+        try:
+            if _identity(self._fd) == self._file:
+                return
+        except OSError:
+            pass  # closed
+        try:
+            self._fd = _connect(self._door)
+            self._file = _identity(self._fd)
+        except OSError:
+            raise ConnectionError(NO_CHANNEL) from None
+        self._unread.clear()
+
     def _read(self, most: int) -> None:
         data = os.read(self._fd, most)
         if not data:
@@ -187,6 +221,27 @@ class Channel:
     def _check(self) -> None:
         if os.getpid() != self.pid:
             raise RuntimeError("only the job's own process can talk to the worker, not one that it forked")
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Which file a descriptor stands for."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _connect(door: str) -> int:
+    """Another socket to the worker. Not in the place of a standard stream: those may be closed too."""
+    import fcntl
+
+    line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        line.connect(f"\0{door}")
+        return fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
+    finally:
+        line.close()
+
+
+LOWEST_FD = 32
 
 
 class Signals:
@@ -327,6 +382,7 @@ def _rehearse() -> None:
         "parameters": "{}",
         "state": "{}",
         "secrets": "{}",
+        "hidden": [],
     }
     for _ in range(REHEARSALS):
         theirs.send(encode_request(request))
@@ -342,7 +398,7 @@ def _rehearse() -> None:
     hide_memory(True)
 
 
-def main(control: int) -> NoReturn:
+def main(control: int, door: str) -> NoReturn:
     """Run the job whose request arrives on `control`, report how it ended and leave the process.
 
     `sys.exit()` and `sys.exit(0)` inside the job complete it, with no result; any other status is a failure.
@@ -350,7 +406,7 @@ def main(control: int) -> NoReturn:
     """
     exit_code = 1
     try:
-        channel = Channel(control)
+        channel = Channel(control, door)
         request = channel.request()
         _signals.install()
         gc.freeze()  # what has come up since the fork server froze its own
@@ -385,10 +441,13 @@ def _run(channel: Channel, request: dict[str, Any]) -> int:
     except BaseException as own:  # an exception class of the job's that cannot even be looked at
         report, exit_code = {"end": "failed", "error": _headline(own)}, 1
     _flush()
-    if report == PLAIN_END:
-        channel.write(b'\n{"end": "completed", "at": %f}\n' % boot_time())
-    else:
-        channel.tell({**report, "at": boot_time()})
+    try:
+        if report == PLAIN_END:
+            channel.write(b'\n{"end": "completed", "at": %f}\n' % boot_time())
+        else:
+            channel.tell({**report, "at": boot_time()})
+    except OSError:
+        return UNTOLD
     return exit_code
 
 
@@ -417,7 +476,7 @@ def _create(request: dict[str, Any], run: api.Run, channel: Channel) -> api.Cron
     _limit_cpu(request["cpu_limit_seconds"])
     _limit_memory(request["memory_limit_mb"])
     api.enter(run)
-    _hidden[:] = spellings(run.secrets.values())
+    _hidden[:] = request["hidden"]
     source = request["code"]
     # With its source in linecache a stack trace shows the lines. No modification time: never looked up on disk.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -613,22 +672,8 @@ def _presentable(result: Any) -> Any:
     return text if len(text) <= KEPT else f"{text[:KEPT]}[... {len(text) - KEPT:,} characters cut ...]"
 
 
-# Secrets. The worker masks all that it hears; what is cut here must be masked before: it would not know a half.
-
-
-def spellings(secrets: Iterable[str]) -> list[str]:
-    """The texts that give secrets away: whole and line by line, as they are and as repr and JSON write them.
-
-    The longest first: a secret may be part of another one.
-    """
-    parts = {part for secret in secrets for part in (secret, *map(str.strip, secret.splitlines()))}
-    forms = {
-        form
-        for part in parts
-        if len(part) >= SHORTEST_SECRET
-        for form in (part, repr(part)[1:-1], json.dumps(part)[1:-1])
-    }
-    return sorted(forms, key=lambda form: (-len(form), form))
+# Secrets. The worker masks all that it hears (output.Mask); what is cut here must be masked before: it would not know
+# a half.
 
 
 def hide(text: str, forms: Iterable[str]) -> str:
@@ -639,7 +684,7 @@ def hide(text: str, forms: Iterable[str]) -> str:
 
 
 _hidden: list[str] = []
-"""The spellings of this run's secrets."""
+"""The spellings of this run's secrets, the longest first; see output.spellings."""
 
 
 def dump(value: Any) -> str:

@@ -47,11 +47,12 @@ ORDER = struct.Struct("=cqddd")
     limit   new end of its time
     lease   new end of its lease
     stop    seconds between SIGTERM, which is sent at once, and SIGKILL
+    ping    nothing; answered with news of the same kind, of no run
 
 An end is a moment on `boot_time()`; what does not end has `inf`.
 """
 
-START, LIMIT, LEASE, STOP = b"s", b"t", b"l", b"k"
+START, LIMIT, LEASE, STOP, PING = b"s", b"t", b"l", b"k", b"?"
 
 NEWS = struct.Struct("=ccqqqddd")
 """What happened, the cause, to which run, two whole numbers and three others:
@@ -60,10 +61,11 @@ NEWS = struct.Struct("=ccqqqddd")
     started    process id; wall clock
     refused    (because its lease had ended) or error number of the fork
     stopping   (with its cause)
+    awake      (the answer to a ping)
     ended      wait status, peak memory in KiB; seconds it took, CPU seconds, when it was stopped (`inf`: it was not)
 """
 
-READY, STARTED, REFUSED, STOPPING, ENDED = b"y", b"s", b"r", b"p", b"e"
+READY, STARTED, REFUSED, STOPPING, ENDED, AWAKE = b"y", b"s", b"r", b"p", b"e", b"!"
 
 ITSELF, TIMEOUT, LOST_LEASE, STOPPED = b"-", b"t", b"l", b"k"
 """Causes of an end: the run's own, its time limit, its lease, an order."""
@@ -137,10 +139,13 @@ class Run:
         return min(self.limit, self.lease, self.kill_at)
 
 
-def serve(fd: int) -> NoReturn:
-    """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter."""
+def serve(fd: int, door: str) -> NoReturn:
+    """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter.
+
+    `door` is where a job finds its worker again when it has closed its channel (see `child.Channel`).
+    """
     prepare()
-    ForkServer(_socket.socket(fileno=fd)).run()
+    ForkServer(_socket.socket(fileno=fd), door).run()
     os._exit(0)
 
 
@@ -148,6 +153,8 @@ def prepare() -> None:
     """Everything that can be done once, before the first fork."""
     name_process("kyte-forkserver")
     adopt_orphans()
+    # Stopped by one of its jobs it would not see that its worker is gone, and its runs would outlive both.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)  # the worker's parent may have ignored them
     # Held back (by the worker already), not ignored: what is sent to a young child waits until it can take it.
@@ -177,8 +184,9 @@ def enter(directory: str) -> None:
 class ForkServer:
     """The loop: orders in, signals and forks out, ends reported."""
 
-    def __init__(self, worker: _socket.socket) -> None:
+    def __init__(self, worker: _socket.socket, door: str) -> None:
         self._worker = worker
+        self._door = door
         self._worker.setblocking(False)
         self._pid = os.getpid()
         self._directory = os.getcwd()
@@ -272,6 +280,8 @@ class ForkServer:
         for what, run_id, a, b, c in ORDER.iter_unpack(data[:whole]):
             if what == START:
                 self._start(run_id, a, b, c)
+            elif what == PING:
+                self._tell(AWAKE, ITSELF, 0)
             elif (run := self._runs.get(run_id)) is None:
                 pass  # its end is on the way to the worker
             elif what == LIMIT:
@@ -317,6 +327,10 @@ class ForkServer:
                 raise problem
             self._lacks_spares = True
             spare = next(iter(self._spares.values()))
+            if _is_stopped(spare.pid):
+                _kill(spare.pid)
+                self._bury(spare)
+                continue
             try:
                 spare.channel.sendmsg([message], rights)
             except OSError:
@@ -374,7 +388,7 @@ class ForkServer:
             os.closerange(3, self._control_fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, self._files_of_runs)
             enter(self._directory)
-            child.main(self._control_fd)
+            child.main(self._control_fd, self._door)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
@@ -408,7 +422,11 @@ class ForkServer:
             self._send()  # before the signal: whatever the job then asks of the worker, the worker knows
         run.limit = _NEVER
         run.kill_at = min(run.kill_at, now + grace)
-        self._signal(run, signal.SIGTERM if grace > 0 else signal.SIGKILL)
+        if grace > 0:
+            self._signal(run, signal.SIGTERM)
+            self._signal(run, signal.SIGCONT)  # one that is stopped could not clean up
+        else:
+            self._signal(run, signal.SIGKILL)
 
     def _signal(self, run: Run, number: int) -> None:
         """To the run's process group. What left the group is killed when the leader has been reaped."""
@@ -553,6 +571,14 @@ def _prefer_for_out_of_memory() -> None:
             score.write("500")
     except OSError:
         pass
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped this child of ours."""
+    try:
+        return _LINUX and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _kill(pid: int) -> None:

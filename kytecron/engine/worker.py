@@ -330,7 +330,8 @@ class CronWorker:
         result: Any = None
         problem: str | None = None
         try:
-            result = jobapi.answer_call(self.session, held.run.job_name, call.method, call.arguments)
+            caller = jobapi.Caller(held.run.claim.job_id, held.run.job_name, call.mask)
+            result = jobapi.answer_call(self.session, caller, call.method, call.arguments)
         except KytecronError as error:
             problem = error.message
         except (TypeError, ValueError, OverflowError) as error:
