@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from kytecron.engine.main import main
+# With `python -P`, as the service starts it, Python itself does not look beside this file.
+sys.path.append(str(Path(__file__).resolve().parent))
+
+from kytecron.engine.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

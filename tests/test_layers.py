@@ -61,6 +61,7 @@ STANDARD_LIBRARY_ONLY = (
     "kytecron.engine",
     "kytecron.engine.child",
     "kytecron.engine.forkserver",
+    "kytecron.engine.scratch",
     "kytecron.job",
 )
 # The second hands job processes the few variables that they may see.

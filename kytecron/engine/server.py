@@ -11,27 +11,32 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from .child import HELD_BACK, boot_time
-from .forkserver import NEWS, ORDER, children_in
+from .forkserver import LAST_GRACE, NEWS, ORDER, children_in, is_tracker
 
 ROOT = str(Path(__file__).resolve().parents[2])
 BOOT = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from kytecron.engine.forkserver import serve; serve(int(sys.argv[2]))"
+    "from kytecron.engine.forkserver import serve; serve(int(sys.argv[2]), sys.argv[4])"
 )
 
 KEPT_VARIABLES = frozenset(
     {
         *("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"),
-        *("LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+        *("LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
+        *("SSL_CERT_DIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"),
+        *("NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     }
 )
-"""All that a job sees of the worker's environment, with LC_*. What else a job needs is a secret or a parameter."""
+"""All that a job sees of the worker's environment, with LC_* and what the setting `job_variables` names."""
 
 ORDER_SECONDS = 5.0
 """A fork server that takes no order for so long is stuck; it is killed, and its runs end with it."""
@@ -51,22 +56,34 @@ class News(NamedTuple):
 
 
 class Server:
-    """A fork server process and the socket to it. It sees none of this process's environment but what a job may."""
+    """A fork server process and the socket to it. It sees none of this process's environment but what a job may.
+
+    Nothing that a job can plant in its HOME or in PYTHONPATH is imported by it: `-s`, `-P`, and the path of the jobs
+    is handed over as an argument.
+    """
 
     alive: ClassVar[set[int]] = set()
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(
+        self, directory: Path, name: str, variables: Iterable[str] = (), modules: str = ""
+    ) -> None:
         self.socket, theirs = socket.socketpair()
         # Orders are small and at once taken. If they are not for so long, something is wrong over there.
         self.socket.settimeout(ORDER_SECONDS)
         self._unread = b""
         self._started = boot_time()
         directory.mkdir(parents=True, exist_ok=True)  # a run may have removed it
+        environment = job_environment(os.environ, variables)
+        environment["HOME"] = str(_home(environment.get("HOME"), directory))
+        paths = [path for path in (modules, environment.pop("PYTHONPATH", "")) if path]
         with theirs, _held_back():
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, ROOT, str(theirs.fileno()), name],
+                [
+                    *(sys.executable, "-s", "-P", "-c", BOOT),
+                    *(ROOT, str(theirs.fileno()), name, os.pathsep.join(paths)),
+                ],
                 cwd=directory,
-                env=job_environment(os.environ),
+                env={**environment, "PYTHONNOUSERSITE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -130,10 +147,11 @@ class Server:
 
     def _kill_orphans(self) -> None:
         """The kernel has killed the leaders of its runs; with the fork server gone, the rest became ours."""
-        give_up = time.monotonic() + ORDER_SECONDS
-        while (orphans := self._find_orphans()) and time.monotonic() < give_up:
+        began = time.monotonic()
+        while (orphans := self._find_orphans()) and time.monotonic() < began + ORDER_SECONDS:
             for pid in orphans:
-                os.kill(pid, signal.SIGKILL)  # ours, and not waited for: it cannot be another's number
+                if time.monotonic() >= began + LAST_GRACE or not is_tracker(pid):
+                    os.kill(pid, signal.SIGKILL)  # ours, and not waited for: it cannot be another's number
             time.sleep(0.002)
             for pid in orphans:
                 os.waitpid(pid, os.WNOHANG)
@@ -178,12 +196,20 @@ def _started_at(pid: int) -> float:
     return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of the worker's environment its jobs may see."""
-    kept = {
-        name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith("LC_")
-    }
+def job_environment(environment: Mapping[str, str], variables: Iterable[str] = ()) -> dict[str, str]:
+    """What of the worker's environment its jobs may see; `variables` names more than is kept for every job."""
+    names = {*KEPT_VARIABLES, *variables}
+    kept = {name: value for name, value in environment.items() if name in names or name.startswith("LC_")}
     if "PYTHONPATH" in kept:  # relative parts were meant from the worker's directory, not from the jobs'
         paths = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths)
     return kept
+
+
+def _home(home: str | None, directory: Path) -> Path:
+    """HOME of the jobs: the worker's own where it exists and can be written to, else one in the job directory."""
+    if home and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return Path(home)
+    made = directory / "home"
+    made.mkdir(mode=0o700, exist_ok=True)
+    return made
