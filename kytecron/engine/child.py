@@ -31,7 +31,6 @@ from _signal import pthread_sigmask  # type: ignore[import-not-found]  # without
 from datetime import UTC, datetime
 
 from .. import job as api
-from .scratch import CODE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +40,9 @@ if TYPE_CHECKING:
 
 MODULE = "kytecron_job"
 """The name under which a job's code is a module: dataclasses, pickle and logging look it up."""
+
+CODE = ".code"
+"""What the name of the directory ends with into which a job's code is written; its beginning is the run's directory."""
 
 KEPT = 64 * 1024
 """Most characters kept of a result, of a stack trace and of the state."""
@@ -332,6 +334,7 @@ def _write_module(_: types.ModuleType | None = None) -> None:
         return
     try:
         os.mkdir(directory, 0o700)
+        os.utime(directory.removesuffix(CODE))  # the run's directory counts as used: both go in the end
         path = f"{directory}/{MODULE}.txt"
         _write(path, _Place.source.encode("utf-8", "surrogatepass"))
         _write(f"{directory}/{MODULE}.py", COPY.format(path=path, filename=_Place.filename).encode())
@@ -396,6 +399,7 @@ def _rehearse() -> None:
     ours.close()
     theirs.close()
     sys.argv = arguments
+    del sys.modules[MODULE]
     linecache.clearcache()
     hide_memory(True)
 
@@ -549,11 +553,23 @@ def _finalize() -> None:
 
     The rest of the interpreter's end is slow, and may crash in somebody's library.
     """
-    if len(sys._current_frames()) == 1:  # a daemon thread must not see its module vanish
-        sys.modules.pop(MODULE, None)
-        gc.collect()  # finalizers see the module's names: it is not cleared, it becomes unreachable
+    alone = len(sys._current_frames()) == 1  # a daemon thread must not see its module vanish
+    if alone and (module := sys.modules.get(MODULE)) is not None:
+        _let_go(vars(module))
     _close_files()
+    if alone:
+        gc.collect(2 if gc.get_objects(2) else 1)  # the last would touch, and so copy, what few runs need
     _flush()
+
+
+def _let_go(scope: dict[str, Any]) -> None:
+    """Drop the module's values one after the other, so that each is finalized before what it is made of.
+
+    Its functions, classes and modules stay: finalizers need them.
+    """
+    for name, value in list(scope.items()):
+        if not isinstance(value, types.ModuleType | types.FunctionType | type):
+            scope[name] = None
 
 
 def _forget_frames(error: BaseException | None) -> None:

@@ -160,7 +160,7 @@ def serve(fd: int, python_path: str = "") -> NoReturn:
     prepare()
     if python_path:
         os.environ["PYTHONPATH"] = python_path
-    ForkServer(_socket.socket(fileno=fd)).run()
+    ForkServer(_socket.socket(fileno=fd), python_path).run()
     os._exit(0)
 
 
@@ -183,26 +183,26 @@ def prepare() -> None:
 
 
 def enter(directory: str) -> None:
-    """Work in `directory`. Somebody may have removed it while its process waited: then it is made again."""
+    """Work in `directory`. Somebody may have removed it since it was made: then it is made again."""
     try:
-        os.getcwd()
-    except FileNotFoundError:
         try:
+            os.chdir(directory)
+        except FileNotFoundError:
             os.makedirs(directory, exist_ok=True)
             os.chdir(directory)
-        except OSError:
-            pass  # most jobs need none
+    except OSError:
+        pass  # most jobs need none
 
 
 class ForkServer:
     """The loop: orders in, signals and forks out, ends reported."""
 
-    def __init__(self, worker: _socket.socket) -> None:
+    def __init__(self, worker: _socket.socket, python_path: str = "") -> None:
         self._worker = worker
         self._worker.setblocking(False)
         self._pid = os.getpid()
         self._scratch = Scratch(os.getcwd())
-        self._python_path = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        self._python_path = python_path.split(os.pathsep) if python_path else []
         self._children = f"/proc/{self._pid}/task/{self._pid}/children"
         self._unread = b""
         self._fds: deque[int] = deque()
@@ -360,8 +360,8 @@ class ForkServer:
                 pids.append(os.fork() or self._become_spare(theirs, directory))
         except OSError as error:
             problem = error
-        if len(directories) > len(pids):
-            self._scratch.give_up(directories[len(pids) :])
+        for directory in directories[len(pids) :]:
+            self._give_up(directory)
         for pid, (ours, _), directory in zip(pids, channels, directories, strict=False):
             try:
                 self._spares[pid] = Spare(pid, ours, directory)
@@ -383,7 +383,6 @@ class ForkServer:
             name_process("kyte-spare")
             os.closerange(3, orders.fileno())
             os.closerange(orders.fileno() + 1, self._control_fd)
-            os.chdir(directory)
             sys.path[:0] = self._python_path
             message, ancillary, _, _ = orders.recvmsg(RUN_ID.size, 64)
             if not message:
@@ -476,8 +475,7 @@ class ForkServer:
             del self._runs[run.id]
             self._over.remove(run)
             self._unsent += run.news
-        if over:
-            self._give_up([run.scratch for run in over])
+            self._give_up(run.scratch, run.started)
 
     def _end_strays(self, now: float) -> None:
         """SIGTERM, a moment, SIGKILL for what has outlived the runs that are over."""
@@ -505,10 +503,11 @@ class ForkServer:
             return STRAY_GRACE if hurried else TRACKER_GRACE
         return 0.0 if hurried else STRAY_GRACE
 
-    def _give_up(self, directories: list[str]) -> None:
-        if self._scratch.sweeper is None:
-            self._scratch.start_sweeper(self._become_sweeper)
-        self._scratch.give_up(directories)
+    def _give_up(self, directory: str, started: float = 0.0) -> None:
+        if self._scratch.give_up(directory, started):
+            if self._scratch.sweeper is None:
+                self._scratch.start_sweeper(self._become_sweeper)
+            self._scratch.wake_sweeper()
 
     def _reap_children(self) -> bool:
         """Whether a run is over."""
@@ -535,7 +534,7 @@ class ForkServer:
         del self._spares[spare.pid]
         self._forget(spare)
         spare.channel.close()
-        self._give_up([spare.scratch])
+        self._give_up(spare.scratch)
 
     def _watch(self, process: Spare) -> None:
         if _LINUX:

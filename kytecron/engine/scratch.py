@@ -7,6 +7,8 @@
             12.code/        its job's code, for the processes that it starts (child.write_module)
             x9/             of a run that is over, or a piece of it: to be removed
 
+Most runs touch nothing in theirs, and then the next one gets it: the inode says so (its change time cannot be set).
+
 A job may leave anything: a hundred thousand files, directories that nobody may enter, links to elsewhere. So whoever
 keeps deadlines renames only. The sweeper removes, keeps no deadlines, goes by descriptors and follows no link.
 
@@ -21,6 +23,8 @@ import select
 import signal
 import time
 
+from .child import CODE, boot_time
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +32,12 @@ if TYPE_CHECKING:
 
 HOUSE = "runs-"
 OVER = "x"
-CODE = ".code"
 
 AT_ONCE = 5_000
 """Names that the sweeper reads before it removes what they name."""
+
+CLOCK_TICK = 0.05
+"""Seconds; more than the grain of a file's times."""
 
 GATHER_SECONDS = 0.05
 """How long the sweeper lets more runs end before it looks: it should not wake for each of them."""
@@ -45,32 +51,62 @@ class Scratch:
     def __init__(self, base: str) -> None:
         self._base = base
         self._count = 0
+        self._known: dict[str, tuple[int, int, float]] = {}
+        self._untouched: list[str] = []
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.sweeper: int | None = None
         self._enter_house()
 
     def make(self) -> str:
-        """Make the next directory and return its path. Raises OSError (a full disk, no inodes)."""
+        """The path of an empty directory. Raises OSError (a full disk, no inodes)."""
+        while self._untouched:
+            path = self._untouched.pop()
+            if self._is_untouched(path, boot_time()):
+                return path
         self._count += 1
         name = str(self._count)
         try:
             os.mkdir(name, 0o700, dir_fd=self._house)
         except FileNotFoundError:  # a job has removed the whole of it
             os.close(self._house)
+            self._known.clear()
             self._enter_house()
             if self.sweeper is not None:
                 os.kill(self.sweeper, signal.SIGKILL)  # the next one finds the new directory
             os.mkdir(name, 0o700, dir_fd=self._house)
-        return f"{self._path}/{name}"
+        path = f"{self._path}/{name}"
+        status = os.lstat(path)
+        self._known[path] = status.st_ino, status.st_ctime_ns, boot_time()
+        return path
 
-    def give_up(self, paths: list[str]) -> None:
-        """Mark the directories of runs that are over; the sweeper removes them, and is started when it is missing."""
-        for path in paths:
-            name = path.rpartition("/")[2]
-            try:
-                os.rename(name, OVER + name, src_dir_fd=self._house, dst_dir_fd=self._house)
-            except OSError:
-                pass  # removed by its job, or out of our hands until the next start
+    def give_up(self, path: str, started: float) -> bool:
+        """Of a run that is over, or never came: whether the sweeper has to remove its directory.
+
+        `started` says when the run had it, on `boot_time()`.
+        """
+        if self._is_untouched(path, started):
+            self._untouched.append(path)
+            return False
+        self._known.pop(path, None)
+        name = path.rpartition("/")[2]
+        try:
+            os.rename(name, OVER + name, src_dir_fd=self._house, dst_dir_fd=self._house)
+        except OSError:
+            pass  # removed by its job, or out of our hands until the next start
+        return True
+
+    def _is_untouched(self, path: str, started: float) -> bool:
+        inode, changed, made = self._known.get(path, (0, 0, 0.0))
+        if started - made < CLOCK_TICK:
+            return False  # what was done right after it was made has left no trace
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return False
+        return (status.st_ino, status.st_ctime_ns) == (inode, changed)
+
+    def wake_sweeper(self) -> None:
+        """Have it remove what is marked."""
         try:
             os.write(self._wake_writer, b"\0")
         except BlockingIOError:
