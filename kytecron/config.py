@@ -57,9 +57,7 @@ class Settings:
     database_url: str = _setting(
         "", "SQLAlchemy URL; empty means SQLite in the instance directory", secret=True
     )
-    instance_path: Path = _setting(
-        ROOT / "instance", "Directory of the SQLite file and the generated keys"
-    )
+    instance_path: Path = _setting(ROOT / "instance", "Directory of the SQLite file and the generated keys")
     secret_key: str = _setting(
         "", "Signs cookies; empty in development makes one in the instance directory", secret=True
     )
@@ -181,7 +179,9 @@ class Settings:
         if self.job_modules and not Path(self.job_modules).is_dir():
             wrong["KYTECRON_JOB_MODULES"] = f"KYTECRON_JOB_MODULES={self.job_modules} is no directory"
         elif os.pathsep in self.job_modules:
-            wrong["KYTECRON_JOB_MODULES"] = f"KYTECRON_JOB_MODULES must be one directory, without {os.pathsep!r}"
+            wrong["KYTECRON_JOB_MODULES"] = (
+                f"KYTECRON_JOB_MODULES must be one directory, without {os.pathsep!r}"
+            )
         return wrong
 
     @property

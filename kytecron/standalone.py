@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: asked.append(time.monotonic()))
     # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them.
     web = subprocess.Popen(_web_command(listener), cwd=ROOT, process_group=0, pass_fds=(listener.fileno(),))
-    worker = subprocess.Popen([sys.executable, "-s", "-P", str(ROOT / "worker.py")], cwd=ROOT, process_group=0)
+    worker = subprocess.Popen(
+        [sys.executable, "-s", "-P", str(ROOT / "worker.py")], cwd=ROOT, process_group=0
+    )
     listener.close()
     try:
         if not _answers(web, asked, options.host, options.port):

@@ -441,6 +441,7 @@ def _run(channel: Channel, request: dict[str, Any]) -> int:
         # Cleaning up is what a stop is to make room for: it does not stop that, the end of the grace does.
         _, tear_down_error = _signals.attempt(job.tear_down, interruptible=False)
     _, exit_error = _signals.attempt(_finish)
+    gc.disable()  # it may finalize a file before the one that writes into it: they are written out first
     _lift_memory_limit(request)
     errors = [found for found in (error, tear_down_error, exit_error) if found is not None]
     try:

@@ -330,6 +330,10 @@ class ForkServer:
                 raise problem
             self._lacks_spares = True
             spare = next(iter(self._spares.values()))
+            if not os.path.lexists(spare.scratch):  # a job has removed more than its own
+                _kill(spare.pid)
+                self._bury(spare)
+                continue
             try:
                 spare.channel.sendmsg([message], rights)
             except OSError:

@@ -64,9 +64,7 @@ class Server:
 
     alive: ClassVar[set[int]] = set()
 
-    def __init__(
-        self, directory: Path, name: str, variables: Iterable[str] = (), modules: str = ""
-    ) -> None:
+    def __init__(self, directory: Path, name: str, variables: Iterable[str] = (), modules: str = "") -> None:
         self.socket, theirs = socket.socketpair()
         # Orders are small and at once taken. If they are not for so long, something is wrong over there.
         self.socket.settimeout(ORDER_SECONDS)
