@@ -8,7 +8,7 @@ from pathlib import Path
 # With `python -P`, as the service starts it, Python itself does not look beside this file.
 sys.path.append(str(Path(__file__).resolve().parent))
 
-from kytecron.engine.main import main  # noqa: E402
+from kytecron.engine.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -13,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from kytecron.config import Settings
+from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Invalid
 from kytecron.core.states import Status
 from kytecron.engine.forkserver import SPARES
 from tests.runs import Runs, wait_until
+from tests.workers import WorkerProcess, working
 
 OWN = """
     import concurrent.futures, dataclasses, multiprocessing, os, signal, sys, time
@@ -47,6 +50,21 @@ OWN = """
 
 def with_own(execute: str) -> str:
     return textwrap.dedent(OWN) + textwrap.indent(textwrap.dedent(execute), " " * 8)
+
+
+def test_the_first_job_of_the_api_page_runs(runs: Runs) -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    code = json.loads(re.findall(r'"code": ("class (?:[^"\\]|\\.)*")', page)[0])
+    outcome = runs.run(code, parameters={"region": "north"})
+    assert outcome.status is Status.COMPLETED, outcome.error
+    assert outcome.output.endswith("Z for north\n")
+
+
+def test_log_prints_as_print_does(runs: Runs) -> None:
+    outcome = runs.run(
+        "self.log('a', 1, None); self.log(); self.log('a', 'b', sep=''); self.log('a', 'b', sep=None)"
+    )
+    assert re.findall(r"Z (.*)", outcome.output) == ["a 1 None", "", "ab", "a b"]
 
 
 # --- processes
@@ -202,7 +220,7 @@ class Job(CronJobBase):
     assert runs.run(code, timeout_seconds=1 if way == "limit" else None).status is status
     read = {name: (tmp_path / name).read_text() for name in ("module.csv", "cycle", "attribute", "local")}
     assert read == {"module.csv": "1,2\n", "cycle": "kept", "attribute": "bytes", "local": "local"}
-    assert gzip.open(tmp_path / "packed.gz", "rt").read() == "packed"
+    assert gzip.decompress((tmp_path / "packed.gz").read_bytes()) == b"packed"
     assert zipfile.ZipFile(tmp_path / "archive.zip").read("name") == b"content"
 
 
@@ -243,7 +261,7 @@ def test_a_directory_that_a_run_has_only_looked_at_serves_another(runs: Runs) ->
 
 HOSTILE = {
     "many files": "for n in range(100_000): os.close(os.open(f'f{n}', os.O_CREAT | os.O_WRONLY))",
-    "a closed directory": "os.mkdir('d'); os.mkdir('d/e'); open('d/e/f', 'w').close(); os.chmod('d/e', 0); os.chmod('d', 0)",
+    "a closed directory": "os.makedirs('d/e'); open('d/e/f', 'w').close(); os.chmod('d/e', 0); os.chmod('d', 0)",
     "itself closed": "open('f', 'w').close(); os.chmod('.', 0)",
     "a link to everything": "os.symlink('/', 'root'); os.symlink(OUTSIDE, 'outside')",
     "itself a link": "name = os.getcwd(); os.rename(name, name + '.away'); os.symlink(OUTSIDE, name)",
@@ -262,7 +280,8 @@ def test_whatever_a_run_leaves_is_removed_and_holds_up_nothing(runs: Runs, tmp_p
     outcome = runs.outcome(
         runs.start(
             f"import os\ndef leave():\n{textwrap.indent(action, '    ')}\n"
-            "class Job(CronJobBase):\n    def execute(self):\n        here = os.getcwd()\n        leave()\n        return here\n"
+            "class Job(CronJobBase):\n    def execute(self):\n"
+            "        here = os.getcwd()\n        leave()\n        return here\n"
         ),
         60,
     )
@@ -410,3 +429,22 @@ def test_the_job_directory_is_in_the_instance_directory_and_for_its_owner_alone(
     directory = Settings(instance_path=tmp_path / "instance").make_job_directory()
     assert directory == tmp_path / "instance" / "jobs"
     assert directory.stat().st_mode & 0o077 == 0
+
+
+# --- a whole worker
+
+
+def test_a_worker_in_production_needs_no_key_of_the_pages(sqlite_settings: Settings) -> None:
+    with working(sqlite_settings, "--drain", environment="production") as worker:
+        worker.ended()
+
+
+def test_a_worker_whose_directory_was_chosen_below_a_dotenv_says_so_and_does_not_start(
+    sqlite_settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / ".env").touch()
+    worker = WorkerProcess(sqlite_settings, job_directory=tmp_path / "taken" / "jobs")
+    worker.process.communicate()
+    assert worker.process.returncode == 2
+    assert "load_dotenv()" in worker.log()
