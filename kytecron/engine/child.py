@@ -354,7 +354,7 @@ def prepare() -> None:
         signal.signal(number, _signals.received)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     actions = dict.fromkeys(STARTS_PROCESSES, _write_module)
-    sys.meta_path.insert(0, AtImport({"logging": _set_up_logging, **actions}))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, AtImport({"logging": _set_up_logging, **actions}))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     _rehearse()

@@ -46,7 +46,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Scratch:
-    """The directories of one fork server, below `base`. Raises OSError when it cannot make its own."""
+    """The directories of one fork server, below `base`."""
 
     def __init__(self, base: str) -> None:
         self._base = base
@@ -55,7 +55,12 @@ class Scratch:
         self._untouched: list[str] = []
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.sweeper: int | None = None
-        self._enter_house()
+        self._path = ""
+        self._house = -1
+        try:
+            self._enter_house()
+        except OSError:
+            pass  # `make` tries again, and says what is wrong to whoever wants to start a run
 
     def make(self) -> str:
         """The path of an empty directory. Raises OSError (a full disk, no inodes)."""
@@ -65,15 +70,21 @@ class Scratch:
                 return path
         self._count += 1
         name = str(self._count)
+        if self._house < 0:
+            self._enter_house()
         try:
-            os.mkdir(name, 0o700, dir_fd=self._house)
-        except FileNotFoundError:  # a job has removed the whole of it
+            return self._make(name)
+        except FileNotFoundError:  # a job has removed, or moved, the whole of it
             os.close(self._house)
+            self._house = -1
             self._known.clear()
             self._enter_house()
             if self.sweeper is not None:
                 os.kill(self.sweeper, signal.SIGKILL)  # the next one finds the new directory
-            os.mkdir(name, 0o700, dir_fd=self._house)
+            return self._make(name)
+
+    def _make(self, name: str) -> str:
+        os.mkdir(name, 0o700, dir_fd=self._house)
         path = f"{self._path}/{name}"
         status = os.lstat(path)
         self._known[path] = status.st_ino, status.st_ctime_ns, boot_time()
@@ -114,6 +125,8 @@ class Scratch:
 
     def start_sweeper(self, become: Callable[[], object]) -> None:
         """Fork the sweeper; `become` makes a process of its own of the child. Without one nothing is removed."""
+        if self._house < 0:
+            return
         try:
             self.sweeper = os.fork()
         except OSError:

@@ -19,7 +19,7 @@ from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Invalid
 from kytecron.core.states import Status
 from kytecron.engine.forkserver import SPARES
-from tests.runs import Runs, wait_until
+from tests.runs import Runs, children_of, wait_until
 from tests.workers import WorkerProcess, working
 
 OWN = """
@@ -313,14 +313,16 @@ def test_a_clean_end_leaves_no_directories(runs: Runs) -> None:
 
 def test_a_directory_that_cannot_be_made_is_a_refusal_to_start(runs: Runs) -> None:
     """And not a job that runs somewhere else: the runner is told of an OSError, as when no process can be made."""
-    from kytecron.engine.scratch import Scratch
-
-    scratch = Scratch(str(runs.directory))
-    os.chmod(runs.directory, 0o700)
-    os.close(scratch._house)
-    scratch._house = os.open("/proc", os.O_RDONLY)
-    with pytest.raises(OSError):
-        scratch.make()
+    # A file where the directory was: not even root can make one there.
+    wait_until(lambda: len(children_of(runs.runner.server_pid, spare=True)) == SPARES)
+    away = runs.directory.rename(runs.directory.with_name("away"))
+    runs.directory.touch()
+    outcome = runs.run("return 1")
+    assert (outcome.status, outcome.result) == (Status.FAILED, None)
+    assert (outcome.error or "").startswith("cannot start a process: ")
+    runs.directory.unlink()
+    away.rename(runs.directory)
+    assert runs.run("return 1").result == 1
 
 
 # --- HOME, variables, modules
