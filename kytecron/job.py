@@ -69,11 +69,12 @@ class CronJobBase:
         Nothing interrupts it, but a run that is being stopped has 10 seconds (the worker's setting) for it.
         """
 
-    def log(self, message: object) -> None:
-        """Print `message` with the time in front of it (UTC, milliseconds)."""
+    def log(self, *values: object, sep: str | None = " ") -> None:
+        """Print `values` as `print` does, with the time in front of them (UTC, milliseconds)."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        print(f"{stamp}.{int(now % 1 * 1000):03}Z {message}", flush=True)
+        text = (" " if sep is None else sep).join(map(str, values))
+        print(f"{stamp}.{int(now % 1 * 1000):03}Z {text}", flush=True)
 
     def heartbeat(self, seconds: float = 300) -> bool:
         """Ask for more time: the run may now last until `seconds` from this moment.
@@ -234,6 +235,10 @@ class Run:
         self.api = Api(worker)
         self._worker = worker
         self._shown: tuple[float, str] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A job that is handed to a process which it starts keeps all but the worker, which listens to one process only.
+        return Run, (self.job, self.execution, self.state, dict(self.secrets))
 
     def heartbeat(self, seconds: float) -> bool:
         return True if self._worker is None else self._worker.call("heartbeat", {"seconds": seconds})

@@ -146,7 +146,9 @@ class Runner:
     outlive the fork server.
 
     `on_wake` is called from the supervisor thread when a run has ended or asks for something. `job_directory` is made
-    if need be, and is the working directory of the jobs. `name` stands in the command line of the fork server and of
+    if need be; in it each run has a working directory of its own, for as long as it lasts. Jobs see those of this
+    process's variables that every job may see and `job_variables`, and find the modules of the directory
+    `job_modules`. `name` stands in the command line of the fork server and of
     its runs: whoever finds it in none knows that they are gone.
     """
 
@@ -159,11 +161,15 @@ class Runner:
         kill_grace_seconds: float = 10,
         lease_margin_seconds: float = 1,
         name: str = "",
+        job_variables: Iterable[str] = (),
+        job_modules: str = "",
     ) -> None:
         self.job_directory = Path(job_directory)
         self.job_directory.mkdir(parents=True, exist_ok=True)
         self._on_wake = on_wake
         self._name = name
+        self._job_variables = tuple(job_variables)
+        self._job_modules = job_modules
         self._output_limit = output_limit_bytes
         self._grace = kill_grace_seconds
         self._lease_margin = lease_margin_seconds
@@ -463,7 +469,9 @@ class Runner:
         if self._closing:
             raise RuntimeError("the runner is closed")
         if self._server is None:
-            server = Server(self.job_directory, self._name, self._address)
+            server = Server(
+                self.job_directory, self._name, self._address, self._job_variables, self._job_modules
+            )
             try:
                 self._listen_to(server)
             except OSError:

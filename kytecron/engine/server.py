@@ -12,28 +12,34 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
+from math import inf
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from .child import HELD_BACK, boot_time
-from .forkserver import LEASE, LIMIT, NEWS, ORDER, PING, children_in
+from .forkserver import LAST_GRACE, LEASE, LIMIT, NEWS, ORDER, PING, children_in, is_tracker
 
 ROOT = str(Path(__file__).resolve().parents[2])
 BOOT = (
     "import sys; sys.path.append(sys.argv[1]); "
-    "from kytecron.engine.forkserver import serve; serve(int(sys.argv[2]), sys.argv[4])"
+    "from kytecron.engine.forkserver import serve; serve(int(sys.argv[2]), *sys.argv[4:])"
 )
 
 KEPT_VARIABLES = frozenset(
     {
         *("HOME", "LANG", "LANGUAGE", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"),
-        *("LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+        *("LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+        *("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"),
+        *("SSL_CERT_DIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "AWS_CA_BUNDLE"),
+        *("NODE_EXTRA_CA_CERTS", "GIT_SSL_CAINFO", "PIP_CERT", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
     }
 )
-"""All that a job sees of the worker's environment, with LC_*. What else a job needs is a secret or a parameter."""
+"""All that a job sees of the worker's environment, with LC_* and what the setting `job_variables` names."""
 
 LOOK_SECONDS = 0.5
 """How often a fork server that has runs is asked for a sign of life."""
@@ -71,13 +77,23 @@ class _Order:
 class Server:
     """A fork server process and the socket to it. It sees none of this process's environment but what a job may.
 
+    Nothing that a job can plant in its HOME or in PYTHONPATH is imported by it: `-s`, `-P`, and the path of the jobs
+    is handed over as an argument.
+
     No method waits for it, `close` aside: a job may have stopped or flooded it. `door` is where a job that has closed
     its channel finds its worker again.
     """
 
     alive: ClassVar[set[int]] = set()
 
-    def __init__(self, directory: Path, name: str, door: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        door: str = "",
+        variables: Iterable[str] = (),
+        modules: str = "",
+    ) -> None:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         self._waiting: deque[_Order] = deque()
@@ -93,12 +109,19 @@ class Server:
         self._started = self._looked = boot_time()
         self._stuck = False
         self._kill_at = self._give_up_at = 0.0
+        self._spare_trackers_until = inf
         directory.mkdir(parents=True, exist_ok=True)  # a run may have removed it
+        environment = job_environment(os.environ, variables)
+        environment["HOME"] = str(_home(environment.get("HOME"), directory))
+        paths = [path for path in (modules, environment.pop("PYTHONPATH", "")) if path]
         with theirs, _held_back():
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", BOOT, ROOT, str(theirs.fileno()), name, door],
+                [
+                    *(sys.executable, "-s", "-P", "-c", BOOT),
+                    *(ROOT, str(theirs.fileno()), name, door, os.pathsep.join(paths)),
+                ],
                 cwd=directory,
-                env=job_environment(os.environ),
+                env={**environment, "PYTHONNOUSERSITE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -231,9 +254,11 @@ class Server:
             return now >= self._give_up_at
         self.alive.discard(self.pid)
         # The kernel has killed the leaders of its runs; with the fork server gone, the rest became ours.
+        self._spare_trackers_until = min(self._spare_trackers_until, now + LAST_GRACE)
         orphans = self._find_orphans()
         for pid in orphans:
-            os.kill(pid, signal.SIGKILL)  # ours, and not waited for: it cannot be another's number
+            if now >= self._spare_trackers_until or not is_tracker(pid):
+                os.kill(pid, signal.SIGKILL)  # ours, and not waited for: it cannot be another's number
         for pid in orphans:
             os.waitpid(pid, os.WNOHANG)
         return not orphans or now >= self._give_up_at
@@ -291,12 +316,20 @@ def _started_at(pid: int) -> float:
     return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
-def job_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of the worker's environment its jobs may see."""
-    kept = {
-        name: value for name, value in environment.items() if name in KEPT_VARIABLES or name.startswith("LC_")
-    }
+def job_environment(environment: Mapping[str, str], variables: Iterable[str] = ()) -> dict[str, str]:
+    """What of the worker's environment its jobs may see; `variables` names more than is kept for every job."""
+    names = {*KEPT_VARIABLES, *variables}
+    kept = {name: value for name, value in environment.items() if name in names or name.startswith("LC_")}
     if "PYTHONPATH" in kept:  # relative parts were meant from the worker's directory, not from the jobs'
         paths = kept["PYTHONPATH"].split(os.pathsep)
         kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths)
     return kept
+
+
+def _home(home: str | None, directory: Path) -> Path:
+    """HOME of the jobs: the worker's own where it exists and can be written to, else one in the job directory."""
+    if home and os.path.isdir(home) and os.access(home, os.W_OK | os.X_OK):
+        return Path(home)
+    made = directory / "home"
+    made.mkdir(mode=0o700, exist_ok=True)
+    return made

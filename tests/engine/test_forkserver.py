@@ -99,6 +99,7 @@ def test_it_does_not_grow_with_the_runs_and_leaves_no_descriptors(runs: Runs) ->
             runs.outcome(request.execution_id, 60)
 
     def used() -> tuple[int, int, int]:
+        spares_of(runs)  # each has descriptors
         server = runs.runner.server_pid
         memory = int(status_of(server)["VmRSS"])
         return memory, len(os.listdir(f"/proc/{server}/fd")), len(os.listdir("/proc/self/fd"))

@@ -33,10 +33,10 @@ ESCAPE = """
             os.setsid()
             if os.fork() == 0:
                 with open("escaped.tmp", "w") as file: file.write(str(os.getpid()))
-                os.rename("escaped.tmp", "escaped")
+                os.rename("escaped.tmp", "../../escaped")  # the job directory: ours is gone with the run
                 stay()
             os._exit(0)
-        while not os.path.exists("escaped"): time.sleep(0.005)
+        while not os.path.exists("../../escaped"): time.sleep(0.005)
 """
 
 
@@ -282,17 +282,23 @@ def test_a_run_with_secrets_hides_its_memory_from_other_jobs(runs: Runs) -> None
     assert runs.run(body).result == [1, 1]
 
 
-def test_a_job_runs_in_the_job_directory_in_a_session_of_its_own(runs: Runs) -> None:
+def test_a_job_runs_in_a_directory_of_its_own_in_a_session_of_its_own(runs: Runs) -> None:
     body = "return [os.getcwd(), os.getsid(0) == os.getpid() == os.getpgid(0), os.umask(0), sys.stdin.read(), sys.argv]"
-    assert runs.run(body).result == [str(runs.directory), True, 0o022, "", ["<job 12 v3>"]]
+    directory, *rest = runs.run(body).result
+    assert Path(directory).parent.parent == runs.directory
+    assert rest == [True, 0o022, "", ["<job 12 v3>"]]
 
 
-def test_a_job_that_removes_the_job_directory_takes_it_from_no_later_run(runs: Runs) -> None:
-    remove = "import shutil; shutil.rmtree(os.getcwd())"
+@pytest.mark.parametrize("what", [".", "..", "../.."])
+def test_a_job_that_removes_its_directory_or_all_of_them_takes_it_from_no_later_run(
+    runs: Runs, what: str
+) -> None:
+    remove = f"import shutil; shutil.rmtree(os.path.abspath({what!r}))"
+    body = "open('mine', 'w').close(); return os.listdir()"
     assert runs.run(remove).status is Status.COMPLETED
-    assert runs.run("open('mine', 'w'); return os.getcwd()").result == str(runs.directory)
+    assert [runs.run(body).result for _ in range(2 * SPARES)] == [["mine"]] * 2 * SPARES
     runs.run(f"{remove}; os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
-    assert runs.run("return os.getcwd()").result == str(runs.directory)
+    assert [runs.run(body).result for _ in range(2 * SPARES)] == [["mine"]] * 2 * SPARES
 
 
 def test_each_run_has_its_own_random_numbers(runs: Runs) -> None:
