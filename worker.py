@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+
+# With `python -P`, as the service starts it, Python itself does not look beside this file.
+sys.path.append(str(Path(__file__).resolve().parent))
 
 from kytecron.engine.main import main
 

@@ -11,6 +11,7 @@ import difflib
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -28,8 +29,11 @@ PARTS = PACKAGE if INSTALLED else PACKAGE.parent
 """Where migrations/ and docs/ are: beside the package in a checkout, inside it once installed."""
 ROOT = Path.cwd() if INSTALLED else PACKAGE.parent
 """Where an installation keeps its own: the checkout; once installed, the directory in which it is started."""
-WORKER = (sys.executable, "-m", "kytecron", "worker")
-"""Starts a worker with this Python, in the directory ROOT."""
+WORKER = (
+    *(sys.executable, "-s", "-P"),
+    *(("-m", "kytecron", "worker") if INSTALLED else (str(ROOT / "worker.py"),)),
+)
+"""Starts a worker with this Python, in the directory ROOT. It imports nothing that a job can plant there or in HOME."""
 SYSTEM_FILE = Path("/etc/kytecron/kytecron.env")
 SAMPLE_KEYS = frozenset({"change-me", "changeme", "secret", "dev", "development", "test", "kytecron"})
 MIN_KEY_LENGTH = 32
@@ -49,6 +53,8 @@ MORE_THAN_NOTHING = (
     "retention_per_job",
     "retention_versions",
 )
+NEVER_FOR_JOBS = ("KYTECRON_", "UV_")
+"""Variables of these beginnings never reach a job, whatever is set."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 NEW_SECRETS_KEY = 'python -c "from cryptography.fernet import Fernet; print(Fernet.generate_key().decode())"'
 
@@ -74,9 +80,7 @@ class Settings:
         "SQLAlchemy URL; empty means SQLite in the instance directory, and is refused in production",
         secret=True,
     )
-    instance_path: Path = _setting(
-        ROOT / "instance", "Directory of the SQLite file, the generated secret key and job scratch files"
-    )
+    instance_path: Path = _setting(ROOT / "instance", "Directory of the SQLite file and the generated keys")
     secret_key: str = _setting(
         "", "Signs cookies; empty in development makes one in the instance directory", secret=True
     )
@@ -117,6 +121,16 @@ class Settings:
     output_limit_bytes: int = _setting(
         10_000_000, "Output kept of one run: the first and the last half", unit="bytes"
     )
+
+    job_directory: str = _setting(
+        "",
+        "Where runs have their scratch directories; empty means `jobs/` in the instance directory or, where a "
+        "directory above that holds a `.env`, one in the system's temporary directory",
+    )
+    job_variables: str = _setting(
+        "", "More variables of the worker's environment that jobs see, separated by commas"
+    )
+    job_modules: str = _setting("", "Directory of modules that jobs can import")
 
     retention_days: int = _setting(90, "Executions older than this are removed", unit="days")
     retention_per_job: int = _setting(10_000, "Executions kept for one job at most")
@@ -192,7 +206,49 @@ class Settings:
             wrong["KYTECRON_SECRETS_KEYS"] = (
                 f"KYTECRON_SECRETS_KEYS must be Fernet keys separated by commas; make one with: {NEW_SECRETS_KEY}"
             )
+        wrong |= self._problems_of_jobs()
         return wrong
+
+    def _problems_of_jobs(self) -> dict[str, str]:
+        wrong: dict[str, str] = {}
+        for name in self.job_variable_names:
+            if not name.isascii() or not name.isidentifier():
+                problem = f"{name!r} is not the name of a variable; write names separated by commas"
+            elif name.upper().startswith(NEVER_FOR_JOBS):
+                problem = f"{name} cannot be given to jobs: variables of kytecron and uv stay with the worker"
+            else:
+                continue
+            wrong["KYTECRON_JOB_VARIABLES"] = f"KYTECRON_JOB_VARIABLES: {problem}"
+        if self.job_modules and not Path(self.job_modules).is_dir():
+            wrong["KYTECRON_JOB_MODULES"] = f"KYTECRON_JOB_MODULES={self.job_modules} is no directory"
+        elif os.pathsep in self.job_modules:
+            wrong["KYTECRON_JOB_MODULES"] = (
+                f"KYTECRON_JOB_MODULES must be one directory, without {os.pathsep!r}"
+            )
+        return wrong
+
+    @property
+    def job_variable_names(self) -> list[str]:
+        """`job_variables` as a list."""
+        return _listed(self.job_variables)
+
+    def make_job_directory(self) -> Path:
+        """The directory below which runs have their scratch directories, made for nobody but its owner.
+
+        It is not below a directory that holds a `.env`: a job that looks for one of its own, as load_dotenv does,
+        would find that, most likely kytecron's. Raises Invalid when no such directory can be used.
+        """
+        if self.job_directory:
+            candidates = [Path(self.job_directory).resolve()]
+        else:
+            temporary = Path(tempfile.gettempdir()).resolve() / f"kytecron-{os.getuid()}"
+            candidates = [self.instance_path.resolve() / "jobs", temporary]
+        for path in candidates:
+            problem = _dotenv_problem(path) or _directory_problem(path)
+            if not problem:
+                return path
+        text = f"KYTECRON_JOB_DIRECTORY={path} cannot be used: {problem}"
+        raise Invalid({"KYTECRON_JOB_DIRECTORY": text})
 
     @property
     def url(self) -> str:
@@ -318,6 +374,27 @@ def unknown_variables() -> list[str]:
 def path_prefix() -> str:
     """The path below which gunicorn is told to serve the pages; empty for a site of their own."""
     return os.environ.get("SCRIPT_NAME", "")
+
+
+def _dotenv_problem(path: Path) -> str:
+    for directory in (path, *path.parents):
+        if (directory / ".env").exists():
+            return (
+                f"{directory}/.env would be found by every job that calls load_dotenv(); "
+                "choose a directory that has no .env above it"
+            )
+    return ""
+
+
+def _directory_problem(path: Path) -> str:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        return str(error.strerror)
+    if path.lstat().st_uid != os.getuid() or not path.is_dir() or path.is_symlink():
+        return f"it is not a directory of this user, {os.getuid()}"
+    return "" if os.access(path, os.W_OK | os.X_OK) else "it is not writable"
 
 
 def _is_weak(key: str) -> bool:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Worker(Protocol):
-        """The two ways in which a job talks to the worker that runs it (see engine/child.py)."""
+        """How a job talks to the worker that runs it (see engine/child.py)."""
 
         def tell(self, message: dict[str, Any]) -> None: ...
 
         def call(self, method: str, arguments: dict[str, Any]) -> Any: ...
+
+        def hide(self, text: str) -> str: ...
 
 
 class PermanentFailure(Exception):
@@ -67,11 +69,12 @@ class CronJobBase:
         Nothing interrupts it, but a run that is being stopped has 10 seconds (the worker's setting) for it.
         """
 
-    def log(self, message: object) -> None:
-        """Print `message` with the time in front of it (UTC, milliseconds)."""
+    def log(self, *values: object, sep: str | None = " ") -> None:
+        """Print `values` as `print` does, with the time in front of them (UTC, milliseconds)."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-        print(f"{stamp}.{int(now % 1 * 1000):03}Z {message}", flush=True)
+        text = (" " if sep is None else sep).join(map(str, values))
+        print(f"{stamp}.{int(now % 1 * 1000):03}Z {text}", flush=True)
 
     def heartbeat(self, seconds: float = 300) -> bool:
         """Ask for more time: the run may now last until `seconds` from this moment.
@@ -85,7 +88,7 @@ class CronJobBase:
 
     def progress(self, percent: float, note: str = "") -> None:
         """Show how far the run has come, from 0 to 100, with a short note on what it is doing."""
-        self._run.progress(min(100.0, max(0.0, float(percent))), str(note)[:NOTE_LIMIT])
+        self._run.progress(min(100.0, max(0.0, float(percent))), str(note))
 
     @property
     def job(self) -> JobInfo:
@@ -120,7 +123,7 @@ class CronJobBase:
 
 
 NOTE_LIMIT = 4_000
-"""Characters of a progress note that are told. The worker masks secrets in them, and keeps 500 of the rest."""
+"""Characters of a progress note that are told, its secrets masked. The worker keeps 500 of them."""
 
 
 class JobInfo:
@@ -197,7 +200,11 @@ class Api:
         return self._call("find_job", job=job)
 
     def trigger(self, job: int | str, parameters: dict[str, Any] | None = None, note: str = "") -> int:
-        """Start a run of another job, named by id or name; returns the id of the new execution."""
+        """Start a run of another job, named by id or name; returns the id of the new execution.
+
+        A job may start 300 a minute, all its runs together. Secrets are masked in `note` and refused in `parameters`,
+        which every viewer reads: grant the secret to the other job.
+        """
         return self._call("trigger", job=job, parameters=parameters, note=note)
 
     def latest_result(self, job: int | str) -> dict[str, Any] | None:
@@ -229,6 +236,10 @@ class Run:
         self._worker = worker
         self._shown: tuple[float, str] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A job that is handed to a process which it starts keeps all but the worker, which listens to one process only.
+        return Run, (self.job, self.execution, self.state, dict(self.secrets))
+
     def heartbeat(self, seconds: float) -> bool:
         return True if self._worker is None else self._worker.call("heartbeat", {"seconds": seconds})
 
@@ -237,7 +248,7 @@ class Run:
         shown = (round(percent, 1), note)
         if self._worker is not None and shown != self._shown:
             self._shown = shown
-            self._worker.tell({"progress": shown[0], "note": note})
+            self._worker.tell({"progress": shown[0], "note": self._worker.hide(note)[:NOTE_LIMIT]})
 
 
 _current: Run | None = None

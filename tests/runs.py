@@ -102,6 +102,6 @@ class Runs:
         return self.outcome(self.start(body, **fields))
 
     def file(self, name: str) -> str:
-        """The text of a file that a job writes whole, once it is there."""
+        """The text of a file that a job writes whole into the job directory (`../..`), once it is there."""
         path = self.directory / name
         return wait_until(lambda: path.exists() and path.read_text(), what=f"file {name}")

@@ -20,6 +20,7 @@ from kytecron.core.errors import Invalid
 from kytecron.core.jobspec import DEFAULTS
 from kytecron.core.schedule import MISFIRE_POLICIES, SCHEDULE_TYPES, Schedule
 from kytecron.engine.main import _parser
+from kytecron.engine.server import KEPT_VARIABLES
 from kytecron.services.jobs import CronJobManager, parents_of
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,14 +98,31 @@ def test_a_service_s_stop_signals_the_worker_alone() -> None:
         assert "\nKillMode=mixed\n" in (ROOT / "deploy" / f"kytecron-{name}.service").read_text()
 
 
+def test_a_worker_as_a_service_imports_nothing_that_a_job_can_plant_and_has_no_key_of_the_pages() -> None:
+    unit = (ROOT / "deploy" / "kytecron-worker.service").read_text()
+    assert "bin/python -s -P worker.py\n" in unit
+    assert "\nEnvironment=PYTHONNOUSERSITE=1\n" in unit
+    assert "\nUnsetEnvironment=KYTECRON_SECRET_KEY\n" in unit
+    home = re.findall(r"^Environment=HOME=/var/lib/(.+)$", unit, re.M)
+    assert home[0] in re.findall(r"^StateDirectory=(.+)$", unit, re.M)[0].split()
+
+
+def test_every_variable_that_jobs_see_is_documented() -> None:
+    text = (ROOT / "docs" / "jobs.md").read_text()
+    seen = {name for name in KEPT_VARIABLES if name.isupper()}
+    assert [name for name in sorted(seen) if f"`{name}`" not in text] == []
+
+
 def test_the_parts_of_the_compose_example_fit_together() -> None:
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
     services = compose["services"]
     for service in services.values():
         assert set(service.get("depends_on", ())) <= services.keys()
     words = shlex.split(services["worker"]["command"])
-    assert words[:2] == ["python", "worker.py"]
-    _parser().parse_args(words[2:])
+    assert words[:4] == ["python", "-s", "-P", "worker.py"]
+    _parser().parse_args(words[4:])
+    assert services["worker"]["environment"]["KYTECRON_SECRET_KEY"] == ""
+    assert all(services[name]["read_only"] for name in ("web", "worker", "migrate"))
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "deploy" / "Dockerfile").read_text(), re.M)
     assert all((ROOT / name).exists() for line in copied for name in line.split())
 

@@ -79,12 +79,13 @@ STANDARD_LIBRARY_ONLY = (
     "kytecron.engine",
     "kytecron.engine.child",
     "kytecron.engine.forkserver",
+    "kytecron.engine.scratch",
     "kytecron.job",
     "kytecron.services",
     "kytecron.services.checker",
 )
-# The second hands job processes the few variables that they may see.
-READ_THE_ENVIRONMENT = {"kytecron.config", "kytecron.engine.server"}
+# The second hands job processes the few variables that they may see; the third adds PYTHONPATH, which is not its own.
+READ_THE_ENVIRONMENT = {"kytecron.config", "kytecron.engine.server", "kytecron.engine.forkserver"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
 
 

@@ -267,15 +267,58 @@ def facts(values: Mapping[str, Any]) -> None:
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {plain(value)}")
 
 
+class Output:
+    """Prints what a job prints, piece by piece: with its colours on a terminal, elsewhere as it is stored."""
+
+    def __init__(self) -> None:
+        self._console = Console(soft_wrap=True) if on_terminal() else None
+        self._open = ""
+        self._style = ""
+        self._drawn = False
+
+    def add(self, text: str) -> None:
+        """Print the next piece. A line that is not complete yet is printed over by the next one."""
+        if self._console is None:
+            click.echo(text.encode("utf-8", "replace"), nl=False)
+        elif text:
+            shown = ansi.advance(self._open + text, self._style)
+            self._open, self._style = (self._open + text)[shown.taken :], shown.style
+            self._erase()
+            self._print(_styled(shown.done))
+            line = _styled(shown.open)
+            line.truncate(max(1, self._console.width - 1))  # what is wrapped could not be printed over
+            self._print(line)
+            self._drawn = bool(line)
+
+    def end(self) -> None:
+        """No more comes: print in full what the last line holds."""
+        if self._console is not None:
+            self._erase()
+            self._print(_styled(ansi.continued(self._open, self._style)[0]))
+            self._open = ""
+
+    def _erase(self) -> None:
+        if self._drawn:
+            click.echo("\r\x1b[K", nl=False, color=True)
+            self._drawn = False
+
+    def _print(self, text: Text) -> None:
+        if self._console is not None and text:
+            self._console.print(text, end="")
+
+
 def print_output(text: str) -> None:
-    """Print a piece of what a job printed: with its colours on a terminal, elsewhere as it is stored."""
-    if not on_terminal():
-        click.echo(text.encode("utf-8", "replace"), nl=False)
-        return
+    """Print what a job printed, as a whole."""
+    output = Output()
+    output.add(text)
+    output.end()
+
+
+def _styled(segments: list[ansi.Segment]) -> Text:
     shown = Text()
-    for classes, piece in ansi.segments(text):
+    for classes, piece in segments:
         shown.append(piece, style=" ".join(_style(name) for name in classes.split()))
-    Console(soft_wrap=True).print(shown, end="")
+    return shown
 
 
 def print_diff(text: str) -> None:

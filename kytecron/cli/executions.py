@@ -133,15 +133,17 @@ def _show_attempts(found: ExecutionDetail) -> None:
 def log(execution: int, follow: bool) -> None:
     """Print what an execution printed."""
     session = console.database()
+    output = console.Output()
     part = queries.read_log(session, execution)
-    console.print_output(part.text)
+    output.add(part.text)
     while not part.finished and (part.text or follow):
         if not part.text:
             time.sleep(FOLLOW_STEP)
         # Ends the read transaction: the next look must see what was printed meanwhile.
         session.rollback()
         part = queries.read_log(session, execution, part.cursor)
-        console.print_output(part.text)
+        output.add(part.text)
+    output.end()
     if follow:
         console.note(ending(queries.execution(session, execution).execution))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 from .untrusted import HIDDEN, visible
 
@@ -26,6 +27,7 @@ CLASSES = tuple(
     + [f"ansi-{style}" for style in ("bold", "dim", "italic", "underline", "inverse", "strike")]
 )
 """Every class that `segments` can name."""
+_STYLE_CODES = {"bold": 1, "dim": 2, "italic": 3, "underline": 4, "inverse": 7, "strike": 9}
 
 # The colours of xterm, in the order of their numbers.
 _PALETTE = (
@@ -72,6 +74,79 @@ def segments(text: str) -> list[Segment]:
     return [(classes, visible("".join(parts).translate(_PICTURES))) for classes, parts in pieces]
 
 
+# --- Text that comes in pieces
+
+_CODES = {
+    **dict(zip(CLASSES, [base + n for base in (30, 90, 40, 100) for n in range(len(COLOURS))], strict=False)),
+    **{f"ansi-{name}": code for name, code in _STYLE_CODES.items()},
+}
+"""The code that turns each class on."""
+_STYLE = re.compile(r"[0-9;]{1,40}")
+_END = "\n."
+
+LONGEST_OPEN = 20_000
+"""Characters of a line that are kept open: of a longer one the beginning stays as it is, whatever comes."""
+
+_UNFINISHED = re.compile(r"(?:\r|\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b\n]*\x1b?|[ -/]*))\Z")
+_LONGEST_UNFINISHED = 256
+
+
+class Advance(NamedTuple):
+    """What a piece of text adds to what was shown before it."""
+
+    done: list[Segment]
+    """Lines that nothing can change any more."""
+    open: list[Segment]
+    """The line after them, as it looks now: to be replaced when more of the text is there."""
+    taken: int
+    """Characters of the piece that are done with. The rest belongs in front of the next piece."""
+    style: str
+    """What is on after those; for the next call."""
+
+
+def advance(text: str, style: str = "") -> Advance:
+    """Show the next piece of a text, so that all pieces together look as the whole text does in `segments`.
+
+    `style` is what the piece before ended with; anything else counts as none.
+    """
+    done = text.rfind("\n") + 1
+    start, colours = _shown_from(text[done:])
+    start += done
+    if len(text) - start > LONGEST_OPEN:
+        done = start = len(text) - unfinished(text)
+        colours = ""
+    lines, style = continued(text[:done], style)
+    _, style = continued(colours, style)
+    return Advance(lines, continued(text[start:], style)[0], start, style)
+
+
+def continued(text: str, style: str) -> tuple[list[Segment], str]:
+    """`segments` of a text before which `style` was on, and what is on at its end."""
+    if not text:
+        return [], style
+    before = f"\x1b[{style}m" if _STYLE.fullmatch(style) else ""
+    # A mark at the end shows the style that holds there, also after an escape sequence that ends the text.
+    pieces = segments(before + text + _END)
+    classes, last = pieces[-1]
+    pieces[-1] = (classes, last.removesuffix(_END))
+    return pieces, ";".join(str(_CODES[name]) for name in classes.split() if name in _CODES)
+
+
+def unfinished(text: str) -> int:
+    """How many characters at the end mean nothing without what follows: half an escape sequence, half a line break."""
+    found = _UNFINISHED.search(text[-_LONGEST_UNFINISHED:])
+    return len(found[0]) if found else 0
+
+
+def rest_of_sequence(before: str, text: str) -> int:
+    """How many characters at the beginning of `text` belong to an escape sequence that begins in `before`."""
+    begun = before[len(before) - unfinished(before) :]
+    if not begun.startswith("\x1b"):
+        return 0
+    found = _ESCAPE.match(begun + text[:_LONGEST_UNFINISHED])
+    return max(0, found.end() - len(begun)) if found else 0
+
+
 def _overwritten(text: str) -> str:
     """Leave of each line what was written after its last carriage return that something followed."""
     if "\r" not in text:
@@ -80,15 +155,19 @@ def _overwritten(text: str) -> str:
 
 
 def _last_state(line: str) -> str:
-    shown: list[str] = []
-    # What was overwritten is gone, the colours that it set are not.
-    colours: list[str] = []
+    start, colours = _shown_from(line)
+    return colours + line[start:].replace("\r", "")
+
+
+def _shown_from(line: str) -> tuple[int, str]:
+    """Where in `line` begins what was not overwritten, and the colours that are set before it: those stay."""
+    shown, colours, position = 0, [], 0
     for part in line.split("\r"):
-        if _ESCAPE.sub("", part) or _ERASES_LINE.search(part):
-            colours += _COLOUR_CHANGE.findall("".join(shown))
-            shown = []
-        shown.append(part)
-    return "".join(colours + shown)
+        if position and (_ESCAPE.sub("", part) or _ERASES_LINE.search(part)):
+            colours += _COLOUR_CHANGE.findall(line[shown:position].replace("\r", ""))
+            shown = position
+        position += len(part) + 1
+    return shown, "".join(colours)
 
 
 def _styled(text: str) -> Iterator[Segment]:

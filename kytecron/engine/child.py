@@ -10,6 +10,7 @@ write one JSON document per line. The job's: `{"compiled": code}`, when the work
 
 from __future__ import annotations
 
+import _io
 import _socket
 import _thread
 import atexit
@@ -40,13 +41,21 @@ if TYPE_CHECKING:
 MODULE = "kytecron_job"
 """The name under which a job's code is a module: dataclasses, pickle and logging look it up."""
 
+CODE = ".code"
+"""What the name of the directory ends with into which a job's code is written; its beginning is the run's directory."""
+
 KEPT = 64 * 1024
 """Most characters kept of a result, of a stack trace and of the state."""
 
 MASKED = "***"
 
-SHORTEST_SECRET = 4
-"""Shorter ones are not masked: they would black out half of any text."""
+LONGEST_CALL = 256 * 1024
+"""Bytes of a call through `self.api`. Parameters of 64,000 bytes are at most 192,000 in JSON."""
+
+NO_CHANNEL = "the job closed its connection to the worker"
+
+UNTOLD = 76
+"""Exit status of a run that could not tell how it ended (EX_PROTOCOL of sysexits.h)."""
 
 PLAIN_END = {"end": "completed", "result": None}
 """The end of most runs: told without waking the JSON encoder, which costs a young process 0.15 ms."""
@@ -111,11 +120,17 @@ class Channel:
 
     A signal may raise between any two steps here. So every line begins with a newline too and what does not
     parse is skipped: half a line, left behind by an exception, spoils nothing but itself.
+
+    A job may close all descriptors, to become a daemon say, and then open files that get their numbers. So it is
+    looked before each use whether the socket is still there, and if not another is made to the worker's `door`, where
+    the kernel tells the worker which process it is.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, door: str = "") -> None:
         self.pid = os.getpid()
         self._fd = fd
+        self._file = _identity(fd)
+        self._door = door
         self._unread = bytearray()
         self._calls = 0
         self._calling = _thread.allocate_lock()
@@ -134,7 +149,8 @@ class Channel:
     def tell(self, message: dict[str, Any]) -> None:
         """Send one message.
 
-        Raises RuntimeError in a process that the job forked, OSError when the job has closed the socket.
+        Raises RuntimeError in a process that the job forked, ConnectionError when the job has closed the socket and
+        no other can be made.
         """
         self.write(encode_message(message))
 
@@ -142,6 +158,7 @@ class Channel:
         """`tell`, of a message that is encoded already."""
         self._check()
         with self._writing:
+            self._hold_on()
             while line:
                 line = line[os.write(self._fd, line) :]
 
@@ -151,7 +168,10 @@ class Channel:
         with self._calling:
             self._calls += 1
             number = self._calls
-            self.tell({"call": number, "method": method, "arguments": arguments})
+            question = encode_message({"call": number, "method": method, "arguments": arguments})
+            if len(question) > LONGEST_CALL:
+                raise api.ApiError(f"the call takes {len(question):,} bytes of at most {LONGEST_CALL:,}")
+            self.write(question)
             reply = self.receive()
             while reply.get("reply") != number:
                 reply = self.receive()
@@ -178,6 +198,24 @@ class Channel:
             if isinstance(message, dict):
                 return message
 
+    def hide(self, text: str) -> str:
+        """`text` with the run's secrets masked."""
+        return hide(text, _hidden)
+
+    def _hold_on(self) -> None:
+        """Make sure that the descriptor is the socket to the worker. Raises ConnectionError when it cannot be."""
+        try:
+            if _identity(self._fd) == self._file:
+                return
+        except OSError:
+            pass  # closed
+        try:
+            self._fd = _connect(self._door)
+            self._file = _identity(self._fd)
+        except OSError:
+            raise ConnectionError(NO_CHANNEL) from None
+        self._unread.clear()
+
     def _read(self, most: int) -> None:
         data = os.read(self._fd, most)
         if not data:
@@ -187,6 +225,27 @@ class Channel:
     def _check(self) -> None:
         if os.getpid() != self.pid:
             raise RuntimeError("only the job's own process can talk to the worker, not one that it forked")
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    """Which file a descriptor stands for."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino
+
+
+def _connect(door: str) -> int:
+    """Another socket to the worker. Not in the place of a standard stream: those may be closed too."""
+    import fcntl
+
+    line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        line.connect(f"\0{door}")
+        return fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, LOWEST_FD)
+    finally:
+        line.close()
+
+
+LOWEST_FD = 32
 
 
 class Signals:
@@ -256,29 +315,33 @@ HELD_BACK = {*STOPS, signal.SIGINT, signal.SIGHUP}
 """Signals that are blocked from before the fork until the job can take them."""
 
 
-class LoggingDefaults:
-    """Sets `logging` up when a job first imports it: INFO and above go to stderr until the job says otherwise.
+class AtImport:
+    """Does something when a job first imports a module of Python's that few jobs need.
 
-    Not imported for the job beforehand: it brings threading, which runs code of its own at every fork.
+    These are not imported for the job beforehand: they bring threading, which runs code of its own at every fork.
     """
 
+    def __init__(self, actions: dict[str, Callable[[types.ModuleType], None]]) -> None:
+        self._actions = actions
+
     def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name != "logging":
+        if name not in self._actions:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(name)
+        action = self._actions.pop(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 
             def exec_module(module: types.ModuleType) -> None:
                 load(module)
-                _set_up_logging(module)
+                action(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
 def _set_up_logging(logging: Any) -> None:
+    """INFO and above go to stderr until the job says otherwise."""
     # Through the handler of last resort: one on the root logger would make the job's own basicConfig void.
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     formatter.converter = time.gmtime
@@ -288,12 +351,65 @@ def _set_up_logging(logging: Any) -> None:
     logging.lastResort.setFormatter(formatter)
 
 
+STARTS_PROCESSES = ("multiprocessing", "multiprocess", "billiard")
+"""Modules that start new interpreters and hand them functions and classes by name (concurrent.futures and joblib do
+it through the first, pathos and celery through the others).
+"""
+
+COPY = """\
+# The code of a job, for the processes that it starts.
+import linecache
+from kytecron.job import CronJobBase, PermanentFailure, SkipRun
+with open({path!r}, encoding="utf-8", errors="surrogatepass", newline="") as file:
+    source = file.read()
+__file__ = {filename!r}
+linecache.cache[__file__] = (len(source), None, source.splitlines(keepends=True), __file__)
+code = compile(source, __file__, "exec", dont_inherit=True)
+del linecache, file, source, globals()["__cached__"]
+exec(globals().pop("code"))
+"""
+"""The module as another interpreter imports it. Like there, the module's own code runs and `execute` does not."""
+
+
+class _Place:
+    """Where the code of this process's job may be written, and what it is."""
+
+    directory = ""
+    filename = ""
+    source = ""
+
+
+def _write_module(_: types.ModuleType | None = None) -> None:
+    """Let the interpreters that this job starts find its module by name: they are handed our `sys.path`.
+
+    Last in the path: it hides nothing. Written now, because nothing tells when a process is started.
+    """
+    directory = _Place.directory
+    if not directory or directory in sys.path:
+        return
+    try:
+        os.mkdir(directory, 0o700)
+        os.utime(directory.removesuffix(CODE))  # the run's directory counts as used: both go in the end
+        path = f"{directory}/{MODULE}.txt"
+        _write(path, _Place.source.encode("utf-8", "surrogatepass"))
+        _write(f"{directory}/{MODULE}.py", COPY.format(path=path, filename=_Place.filename).encode())
+    except OSError as error:
+        print(f"the processes that this job starts will not find its functions: {error}", file=sys.stderr)
+    sys.path.append(directory)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+        file.write(data)
+
+
 def prepare() -> None:
     """In the fork server, once: all that need not be done in each child."""
     for number in STOPS:
         signal.signal(number, _signals.received)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.meta_path.insert(0, LoggingDefaults())
+    actions = dict.fromkeys(STARTS_PROCESSES, _write_module)
+    sys.meta_path.insert(0, AtImport({"logging": _set_up_logging, **actions}))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     _rehearse()
@@ -327,7 +443,9 @@ def _rehearse() -> None:
         "parameters": "{}",
         "state": "{}",
         "secrets": "{}",
+        "hidden": [],
     }
+    gc.freeze()  # what the end of a run looks through is its own
     for _ in range(REHEARSALS):
         theirs.send(encode_request(request))
         channel = Channel(ours.fileno())
@@ -342,16 +460,17 @@ def _rehearse() -> None:
     hide_memory(True)
 
 
-def main(control: int) -> NoReturn:
-    """Run the job whose request arrives on `control`, report how it ended and leave the process.
+def main(control: int, door: str, directory: str) -> NoReturn:
+    """Run the job whose request arrives on `control` in `directory`, report how it ended and leave the process.
 
     `sys.exit()` and `sys.exit(0)` inside the job complete it, with no result; any other status is a failure.
     The run ends when its threads have ended (daemons aside) and its exit handlers have run, as any program.
     """
     exit_code = 1
     try:
-        channel = Channel(control)
+        channel = Channel(control, door)
         request = channel.request()
+        _Place.directory = directory + CODE
         _signals.install()
         gc.freeze()  # what has come up since the fork server froze its own
         gc.enable()
@@ -378,17 +497,25 @@ def _run(channel: Channel, request: dict[str, Any]) -> int:
         # Cleaning up is what a stop is to make room for: it does not stop that, the end of the grace does.
         _, tear_down_error = _signals.attempt(job.tear_down, interruptible=False)
     _, exit_error = _signals.attempt(_finish)
+    gc.disable()  # it may finalize a file before the one that writes into it: they are written out first
     _lift_memory_limit(request)
     errors = [found for found in (error, tear_down_error, exit_error) if found is not None]
     try:
         report, exit_code = _ending(errors, result, run, request)
     except BaseException as own:  # an exception class of the job's that cannot even be looked at
         report, exit_code = {"end": "failed", "error": _headline(own)}, 1
-    _flush()
-    if report == PLAIN_END:
-        channel.write(b'\n{"end": "completed", "at": %f}\n' % boot_time())
-    else:
-        channel.tell({**report, "at": boot_time()})
+    for ended in (*errors, error, tear_down_error, exit_error):
+        _forget_frames(ended)
+    job = result = error = tear_down_error = exit_error = ended = None
+    errors.clear()
+    _finalize()
+    try:
+        if report == PLAIN_END:
+            channel.write(b'\n{"end": "completed", "at": %f}\n' % boot_time())
+        else:
+            channel.tell({**report, "at": boot_time()})
+    except OSError:
+        return UNTOLD
     return exit_code
 
 
@@ -414,10 +541,11 @@ def _describe(request: dict[str, Any], channel: Channel) -> api.Run:
 def _create(request: dict[str, Any], run: api.Run, channel: Channel) -> api.CronJobBase:
     filename = f"<job {request['job_id']} v{request['version']}>"
     sys.argv = [filename]
+    _Place.filename, _Place.source = filename, request["code"]
     _limit_cpu(request["cpu_limit_seconds"])
     _limit_memory(request["memory_limit_mb"])
     api.enter(run)
-    _hidden[:] = spellings(run.secrets.values())
+    _hidden[:] = request["hidden"]
     source = request["code"]
     # With its source in linecache a stack trace shows the lines. No modification time: never looked up on disk.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
@@ -480,11 +608,75 @@ def _finish() -> None:
     atexit._run_exitfuncs()
 
 
+def _finalize() -> None:
+    """What the interpreter does at its end to what nobody closed, in the cases that matter: files are written out.
+
+    The rest of the interpreter's end is slow, and may crash in somebody's library.
+    """
+    alone = len(sys._current_frames()) == 1  # a daemon thread must not see its module vanish
+    if alone and (module := sys.modules.get(MODULE)) is not None:
+        _let_go(vars(module))
+    _close_files()
+    if alone:
+        gc.collect(2 if gc.get_objects(2) else 1)  # the last would touch, and so copy, what few runs need
+    _flush()
+
+
+def _let_go(scope: dict[str, Any]) -> None:
+    """Drop the module's values one after the other, so that each is finalized before what it is made of.
+
+    Its functions, classes and modules stay: finalizers need them.
+    """
+    for name, value in list(scope.items()):
+        if not isinstance(value, types.ModuleType | types.FunctionType | type):
+            scope[name] = None
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the functions that failed still hold: files that end with their last use, above all."""
+    seen = set()
+    waiting = [error]
+    while waiting:
+        error = waiting.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            waiting += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
+
+
+def _close_files() -> None:
+    """Write out every file that is still open, the outermost layer first: text, compression, bytes."""
+    texts, others, buffers = [], [], []
+    for item in gc.get_objects():
+        kind = type(item)
+        if kind in _PLAIN:
+            continue
+        if issubclass(kind, _io._IOBase):
+            if issubclass(kind, _io.TextIOWrapper):
+                texts.append(item)
+            elif issubclass(kind, _io.BufferedWriter | _io.BufferedRandom):
+                buffers.append(item)
+            elif kind.__module__ != "_io":
+                others.append(item)
+    for file in (*texts, *others, *buffers):
+        try:
+            if not file.closed:
+                file.close() if file in others else file.flush()
+        except Exception:
+            traceback.print_exc()  # a full disk, say: where nobody looks for it otherwise
+    _libc.fflush(None)  # what libraries in C have written
+
+
+_PLAIN = (dict, list, tuple, set, types.FunctionType, type, types.CellType, types.MethodType)
+"""Most of all objects, told apart quickly."""
+
+
 def _leave_as_copy(error: BaseException | None) -> int:
     """A forked copy of the job came back from `execute`. It ends here: the run is its parent's to report."""
     if error is not None and not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    _flush()
+    _forget_frames(error)
+    _finalize()
     if isinstance(error, SystemExit):
         return _exit_status(error)
     return 0 if error is None else 1
@@ -613,22 +805,8 @@ def _presentable(result: Any) -> Any:
     return text if len(text) <= KEPT else f"{text[:KEPT]}[... {len(text) - KEPT:,} characters cut ...]"
 
 
-# Secrets. The worker masks all that it hears; what is cut here must be masked before: it would not know a half.
-
-
-def spellings(secrets: Iterable[str]) -> list[str]:
-    """The texts that give secrets away: whole and line by line, as they are and as repr and JSON write them.
-
-    The longest first: a secret may be part of another one.
-    """
-    parts = {part for secret in secrets for part in (secret, *map(str.strip, secret.splitlines()))}
-    forms = {
-        form
-        for part in parts
-        if len(part) >= SHORTEST_SECRET
-        for form in (part, repr(part)[1:-1], json.dumps(part)[1:-1])
-    }
-    return sorted(forms, key=lambda form: (-len(form), form))
+# Secrets. The worker masks all that it hears (output.Mask); what is cut here must be masked before: it would not know
+# a half.
 
 
 def hide(text: str, forms: Iterable[str]) -> str:
@@ -639,7 +817,7 @@ def hide(text: str, forms: Iterable[str]) -> str:
 
 
 _hidden: list[str] = []
-"""The spellings of this run's secrets."""
+"""The spellings of this run's secrets, the longest first; see output.spellings."""
 
 
 def dump(value: Any) -> str:

@@ -9,7 +9,7 @@ is gone (end of file on the socket) every run is killed and the fork server ends
 
 A run is over when its processes are. Each run leads a session and is a subreaper: whatever its processes do,
 they stay below it in the process tree until it ends, and then become children of the fork server. So every child
-of the fork server that leads no run has outlived its run, and is killed.
+of the fork server that leads no run has outlived its run: SIGTERM, a moment, SIGKILL.
 
 Processes are forked in advance, several in a row, when there is nothing else to do: a spare one is all but ready to
 run a job, and is given one run, its first and only.
@@ -35,6 +35,7 @@ from collections import deque
 
 from . import child
 from .child import boot_time, prctl
+from .scratch import Scratch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,11 +48,12 @@ ORDER = struct.Struct("=cqddd")
     limit   new end of its time
     lease   new end of its lease
     stop    seconds between SIGTERM, which is sent at once, and SIGKILL
+    ping    nothing; answered with news of the same kind, of no run
 
 An end is a moment on `boot_time()`; what does not end has `inf`.
 """
 
-START, LIMIT, LEASE, STOP = b"s", b"t", b"l", b"k"
+START, LIMIT, LEASE, STOP, PING = b"s", b"t", b"l", b"k", b"?"
 
 NEWS = struct.Struct("=ccqqqddd")
 """What happened, the cause, to which run, two whole numbers and three others:
@@ -60,10 +62,11 @@ NEWS = struct.Struct("=ccqqqddd")
     started    process id; wall clock
     refused    (because its lease had ended) or error number of the fork
     stopping   (with its cause)
+    awake      (the answer to a ping)
     ended      wait status, peak memory in KiB; seconds it took, CPU seconds, when it was stopped (`inf`: it was not)
 """
 
-READY, STARTED, REFUSED, STOPPING, ENDED = b"y", b"s", b"r", b"p", b"e"
+READY, STARTED, REFUSED, STOPPING, ENDED, AWAKE = b"y", b"s", b"r", b"p", b"e", b"!"
 
 ITSELF, TIMEOUT, LOST_LEASE, STOPPED = b"-", b"t", b"l", b"k"
 """Causes of an end: the run's own, its time limit, its lease, an order."""
@@ -71,8 +74,22 @@ ITSELF, TIMEOUT, LOST_LEASE, STOPPED = b"-", b"t", b"l", b"k"
 POLL_SECONDS = 0.5
 """Longest sleep while a run is on: `poll` does not count the time that the machine is suspended."""
 
-STRAY_SECONDS = 2.0
+STRAY_GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL for what has outlived its run."""
+
+TRACKER_GRACE = 5.0
+"""The same for multiprocessing's resource trackers. They wait until all that use them are gone, then remove the
+shared memory and the semaphores that these left, and end.
+"""
+
+LAST_GRACE = 1.0
+"""The same for resource trackers when everything is to end."""
+
+STRAY_SECONDS = 7.0
 """How long the news of an end waits for what outlived the run to be gone."""
+
+SWEEP_SECONDS = 0.3
+"""How long the end of the fork server waits for the sweeper. Others take its name in the process list for its life."""
 
 STRAY_RETRY_SECONDS = 0.01
 
@@ -101,12 +118,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Spare:
     """A process that waits for its run."""
 
-    __slots__ = ("channel", "pid", "pidfd")
+    __slots__ = ("channel", "pid", "pidfd", "scratch")
 
-    def __init__(self, pid: int, channel: _socket.socket) -> None:
+    def __init__(self, pid: int, channel: _socket.socket, scratch: str) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid) if _LINUX else -1
         self.channel = channel
+        self.scratch = scratch
 
 
 class Run:
@@ -114,7 +132,7 @@ class Run:
 
     __slots__ = (
         *("id", "pid", "pidfd", "started", "limit", "lease", "grace"),
-        *("cause", "stopped", "kill_at", "ended", "news"),
+        *("cause", "stopped", "kill_at", "killed", "ended", "news", "scratch", "strays"),
     )
 
     def __init__(
@@ -130,17 +148,26 @@ class Run:
         self.cause = ITSELF
         self.stopped = _NEVER
         self.kill_at = _NEVER
+        self.killed = False
         self.ended = 0.0
         self.news = b""
+        self.scratch = process.scratch
+        self.strays: set[int] | None = None
 
     def next_deadline(self) -> float:
         return min(self.limit, self.lease, self.kill_at)
 
 
-def serve(fd: int) -> NoReturn:
-    """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter."""
+def serve(fd: int, door: str, python_path: str = "") -> NoReturn:
+    """Be the fork server of the worker at the other end of socket `fd`. Runs on a fresh interpreter.
+
+    `door` is where a job finds its worker again when it has closed its channel (see `child.Channel`). `python_path` is
+    the PYTHONPATH of the jobs: nothing that lies there is imported here.
+    """
     prepare()
-    ForkServer(_socket.socket(fileno=fd)).run()
+    if python_path:
+        os.environ["PYTHONPATH"] = python_path
+    ForkServer(_socket.socket(fileno=fd), door, python_path).run()
     os._exit(0)
 
 
@@ -148,6 +175,8 @@ def prepare() -> None:
     """Everything that can be done once, before the first fork."""
     name_process("kyte-forkserver")
     adopt_orphans()
+    # Stopped by one of its jobs it would not see that its worker is gone, and its runs would outlive both.
+    prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)  # the worker's parent may have ignored them
     # Held back (by the worker already), not ignored: what is sent to a young child waits until it can take it.
@@ -163,7 +192,7 @@ def prepare() -> None:
 
 
 def enter(directory: str) -> None:
-    """Work in `directory`. All runs share it, and one of them may have removed it: then it is made again."""
+    """Work in `directory`. Somebody may have removed it since it was made: then it is made again."""
     try:
         try:
             os.chdir(directory)
@@ -177,11 +206,13 @@ def enter(directory: str) -> None:
 class ForkServer:
     """The loop: orders in, signals and forks out, ends reported."""
 
-    def __init__(self, worker: _socket.socket) -> None:
+    def __init__(self, worker: _socket.socket, door: str, python_path: str = "") -> None:
         self._worker = worker
+        self._door = door
         self._worker.setblocking(False)
         self._pid = os.getpid()
-        self._directory = os.getcwd()
+        self._scratch = Scratch(os.getcwd())
+        self._python_path = python_path.split(os.pathsep) if python_path else []
         # Opened once: whoever has no descriptor left must still find the processes that are to be killed.
         self._children = _open_if_there(f"/proc/{self._pid}/task/{self._pid}/children")
         self._unread = b""
@@ -192,6 +223,7 @@ class ForkServer:
         self._runs: dict[int, Run] = {}
         self._by_pid: dict[int, Run] = {}
         self._over: list[Run] = []
+        self._strays: dict[int, float] = {}
         self._unkillable: set[int] = set()
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._control_fd = CONTROL_FD if hard == resource.RLIM_INFINITY else min(CONTROL_FD, hard - 1)
@@ -202,6 +234,7 @@ class ForkServer:
 
     def run(self) -> None:
         """Serve until the worker is gone; then kill every run and return."""
+        self._scratch.start_sweeper(self._become_sweeper)
         self._tell(READY, ITSELF, 0)
         try:
             while True:
@@ -272,6 +305,8 @@ class ForkServer:
         for what, run_id, a, b, c in ORDER.iter_unpack(data[:whole]):
             if what == START:
                 self._start(run_id, a, b, c)
+            elif what == PING:
+                self._tell(AWAKE, ITSELF, 0)
             elif (run := self._runs.get(run_id)) is None:
                 pass  # its end is on the way to the worker
             elif what == LIMIT:
@@ -317,6 +352,11 @@ class ForkServer:
                 raise problem
             self._lacks_spares = True
             spare = next(iter(self._spares.values()))
+            # A job has removed more than its own, or stopped another's process.
+            if not os.path.lexists(spare.scratch) or _is_stopped(spare.pid):
+                _kill(spare.pid)
+                self._bury(spare)
+                continue
             try:
                 spare.channel.sendmsg([message], rights)
             except OSError:
@@ -333,17 +373,25 @@ class ForkServer:
         """
         self._lacks_spares = False  # also where it fails, or they are killed: the next start will try again
         channels: list[tuple[_socket.socket, _socket.socket]] = []
+        directories: list[str] = []
         pids: list[int] = []
         problem: OSError | None = None
         try:
-            channels += [_socket.socketpair() for _ in range(SPARES - len(self._spares))]
-            for _, theirs in channels:
-                pids.append(os.fork() or self._become_spare(theirs))
+            for _ in range(SPARES - len(self._spares)):
+                channels.append(_socket.socketpair())
+                directories.append(self._scratch.make())
         except OSError as error:
             problem = error
-        for pid, (ours, _) in zip(pids, channels, strict=False):
+        try:
+            for (_, theirs), directory in zip(channels, directories, strict=False):
+                pids.append(os.fork() or self._become_spare(theirs, directory))
+        except OSError as error:
+            problem = error
+        for directory in directories[len(pids) :]:
+            self._give_up(directory)
+        for pid, (ours, _), directory in zip(pids, channels, directories, strict=False):
             try:
-                self._spares[pid] = Spare(pid, ours)
+                self._spares[pid] = Spare(pid, ours, directory)
             except OSError as error:
                 _kill(pid)
                 problem = error
@@ -353,7 +401,7 @@ class ForkServer:
             pair[1].close()
         return None if self._spares else problem
 
-    def _become_spare(self, orders: _socket.socket) -> NoReturn:
+    def _become_spare(self, orders: _socket.socket, directory: str) -> NoReturn:
         """In the child: leave everything of the fork server behind, wait for a run and be it."""
         try:
             os.setsid()
@@ -364,6 +412,7 @@ class ForkServer:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._control_fd + 1, self._files_of_runs[1]))
             os.closerange(3, orders.fileno())
             os.closerange(orders.fileno() + 1, self._control_fd)
+            sys.path[:0] = self._python_path
             message, ancillary, _, _ = orders.recvmsg(RUN_ID.size, 64)
             if not message:
                 os._exit(0)  # the fork server is gone
@@ -375,12 +424,22 @@ class ForkServer:
             os.dup2(control, self._control_fd, inheritable=False)
             os.closerange(3, self._control_fd)
             resource.setrlimit(resource.RLIMIT_NOFILE, self._files_of_runs)
-            enter(self._directory)
-            child.main(self._control_fd)
+            enter(directory)
+            child.main(self._control_fd, self._door, directory)
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)
+
+    def _become_sweeper(self) -> None:
+        """In the child that removes the directories of runs: keep nothing else of the fork server."""
+        os.setsid()
+        die_with_parent(self._pid)
+        name_process("kyte-sweeper")
+        low, high = sorted(self._scratch.descriptors())
+        os.closerange(3, low)
+        os.closerange(low + 1, high)
+        os.closerange(high + 1, self._control_fd)
 
     # Ending
 
@@ -396,7 +455,7 @@ class ForkServer:
                 self._stop(run, TIMEOUT, run.grace)
             if now >= run.kill_at:
                 run.kill_at = now + 1
-                self._signal(run, signal.SIGKILL)
+                self._kill(run)
 
     def _stop(self, run: Run, cause: bytes, grace: float) -> None:
         """SIGTERM now and SIGKILL after `grace` seconds. A lost lease outranks the cause before it."""
@@ -410,10 +469,22 @@ class ForkServer:
             self._send()  # before the signal: whatever the job then asks of the worker, the worker knows
         run.limit = _NEVER
         run.kill_at = min(run.kill_at, now + grace)
-        self._signal(run, signal.SIGTERM if grace > 0 else signal.SIGKILL)
+        if grace > 0:
+            self._signal(run, signal.SIGTERM)
+            self._signal(run, signal.SIGCONT)  # one that is stopped could not clean up
+        else:
+            self._kill(run)
+
+    def _kill(self, run: Run) -> None:
+        """SIGKILL to the leader. The rest becomes ours with that, and is killed as soon as it was reaped."""
+        run.killed = True
+        if _LINUX:
+            _kill(run.pid)
+        else:
+            self._signal(run, signal.SIGKILL)
 
     def _signal(self, run: Run, number: int) -> None:
-        """To the run's process group. What left the group is killed when the leader has been reaped."""
+        """To the run's process group. What left the group is dealt with when the leader has been reaped."""
         try:
             os.killpg(run.pid, number)
         except ProcessLookupError:
@@ -425,32 +496,67 @@ class ForkServer:
         self._reap_children()
         if not self._over:
             return
-        strays = set(self._strays())
-        for pid in strays:
-            _kill(pid)
-        if strays - self._unkillable:
-            if boot_time() < self._over[0].ended + STRAY_SECONDS:
-                return
-            self._unkillable |= (
-                strays  # hanging in the kernel (a dead disk, say): not waited for a second time
-            )
-        for run in self._over:
+        now = boot_time()
+        self._end_strays(now)
+        over = [run for run in self._over if not run.strays or now >= run.ended + STRAY_SECONDS]
+        for run in over:
+            # Hanging in the kernel (a dead disk, say): not waited for a second time.
+            self._unkillable |= run.strays or set()
             del self._runs[run.id]
+            self._over.remove(run)
             self._unsent += run.news
-        self._over.clear()
+            self._give_up(run.scratch, run.started)
 
-    def _reap_children(self) -> None:
+    def _end_strays(self, now: float) -> None:
+        """SIGTERM, a moment, SIGKILL for what has outlived the runs that are over."""
+        found = self._find_strays()
+        while found and self._reap_children():
+            found = self._find_strays()  # the strays of whoever died meanwhile are among them
+        found -= self._unkillable
+        self._strays = {pid: kill_at for pid, kill_at in self._strays.items() if pid in found}
+        fresh = found - self._strays.keys()
+        # A stray comes with the end of its run, or of another stray: it belongs to nobody else.
+        owners = [run for run in self._over if run.strays is None] or self._over
+        hurried = any(run.killed or run.cause == LOST_LEASE for run in owners)
+        for pid in fresh:
+            self._strays[pid] = now + self._moment_for(pid, hurried)
+            _kill(pid, signal.SIGTERM)
+            _kill(pid, signal.SIGCONT)  # one that is stopped could not end
+        for run in self._over:
+            run.strays = ((run.strays or set()) & found) | (fresh if run in owners else set())
+        for pid, kill_at in self._strays.items():
+            if now >= kill_at:
+                _kill(pid)
+
+    def _moment_for(self, pid: int, hurried: bool) -> float:
+        """How long a stray may take to end. Those of a run that was killed have had their time."""
+        if is_tracker(pid):
+            return STRAY_GRACE if hurried else TRACKER_GRACE
+        return 0.0 if hurried else STRAY_GRACE
+
+    def _give_up(self, directory: str, started: float = 0.0) -> None:
+        if self._scratch.give_up(directory, started):
+            if self._scratch.sweeper is None:
+                self._scratch.start_sweeper(self._become_sweeper)
+            self._scratch.wake_sweeper()
+
+    def _reap_children(self) -> bool:
+        """Whether a run is over."""
+        over = False
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return over
             if pid == 0:
-                return
+                return over
             self._unkillable.discard(pid)
             run = self._by_pid.pop(pid, None)
             if run is not None:
                 self._note_end(run, status, usage)
+                over = True
+            elif pid == self._scratch.sweeper:
+                self._scratch.sweeper = None
             elif pid in self._spares:
                 self._bury(self._spares[pid])
 
@@ -459,6 +565,7 @@ class ForkServer:
         del self._spares[spare.pid]
         self._forget(spare)
         spare.channel.close()
+        self._give_up(spare.scratch)
 
     def _watch(self, process: Spare) -> None:
         if _LINUX:
@@ -484,21 +591,28 @@ class ForkServer:
         )
         self._over.append(run)
 
-    def _strays(self) -> list[int]:
+    def _find_strays(self) -> set[int]:
         """Our children that lead no run and wait for none: they have outlived theirs."""
-        return [
-            pid for pid in _listed_in(self._children) if pid not in self._by_pid and pid not in self._spares
-        ]
+        known = {*self._by_pid, *self._spares, self._scratch.sweeper}
+        return {pid for pid in _listed_in(self._children) if pid not in known}
 
     def _end_all(self) -> None:
         """The worker is gone: nobody may survive it, and nobody is left to tell."""
+        give_up = boot_time() + LAST_GRACE
         while True:
-            for pid in [*self._by_pid, *self._spares, *self._strays()]:
-                _kill(pid)
+            strays = self._find_strays()
+            for pid in [*self._by_pid, *self._spares, *strays]:
+                if pid not in strays or boot_time() >= give_up or not is_tracker(pid):
+                    _kill(pid)
             self._reap_children()
-            if not self._by_pid and not self._spares and not self._strays():
-                return
+            if not self._by_pid and not self._spares and not self._find_strays():
+                break
             time.sleep(0.005)
+        self._scratch.close()
+        give_up = boot_time() + SWEEP_SECONDS
+        while self._scratch.sweeper is not None and boot_time() < give_up:
+            time.sleep(0.005)
+            self._reap_children()
 
 
 # The process tree (Linux; elsewhere these do nothing, and only process groups are killed)
@@ -557,8 +671,25 @@ def _prefer_for_out_of_memory() -> None:
         pass
 
 
-def _kill(pid: int) -> None:
+def _is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped this child of ours."""
     try:
-        os.kill(pid, signal.SIGKILL)
+        return _LINUX and os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def is_tracker(pid: int) -> bool:
+    """Whether a process is a resource tracker, of multiprocessing or loky."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
+            return b"resource_tracker" in command.read(1 << 12)
+    except OSError:
+        return False
+
+
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
+    try:
+        os.kill(pid, number)
     except ProcessLookupError:
         pass

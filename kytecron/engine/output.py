@@ -10,20 +10,27 @@ it in memory and no more, and the job goes on printing.
 
 from __future__ import annotations
 
+import base64
 import codecs
+import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, quote_plus
 
-from .child import MASKED, hide, spellings
+from ..core.ansi import rest_of_sequence, unfinished
+from .child import MASKED, hide
 
 PIECE = 256 * 1024
 """Most bytes of UTF-8 in one live piece."""
 
 BLOCK = 64 * 1024
 """Bytes after which the tail begins another block."""
+
+SEQUENCE = 64
+"""Bytes of a begun escape sequence that wait for its end; a longer one is shown in parts."""
 
 DEEPEST = 64
 """Levels of nesting kept of a value that a job reports."""
@@ -40,17 +47,56 @@ class OutputChunk:
     """There is more to take at once."""
 
 
+SHORTEST_SECRET = 4
+"""Shorter ones are not masked: they would black out half of any text."""
+
+WRAPPED = 57
+"""Bytes in a line of base64 that is broken after 76 characters, as mail and `base64` do."""
+
+SHORTEST_LINE = 6
+"""A last line of fewer could be anything."""
+
+
+def spellings(secrets: Iterable[str]) -> list[str]:
+    """The texts that give secrets away: whole and line by line, as they are and in the common encodings of each.
+
+    The longest first: a secret may be part of another one.
+    """
+    parts = {part for secret in secrets for part in (secret, *map(str.strip, secret.splitlines()))}
+    forms = {form for part in parts if len(part) >= SHORTEST_SECRET for form in _forms(part)}
+    return sorted(forms, key=lambda form: (-len(form), form))
+
+
+def _forms(text: str) -> Iterator[str]:
+    """`text` as it is, and as repr, JSON, addresses and base64 write it."""
+    yield text
+    for written in (repr(text), ascii(text), json.dumps(text), json.dumps(text, ensure_ascii=False)):
+        yield written[1:-1]
+    data = text.encode("utf-8", "surrogatepass")
+    yield repr(data)[2:-1]
+    for quoted in (quote(data), quote(data, safe=""), quote_plus(data)):
+        yield from (quoted, re.sub("%..", lambda code: code[0].lower(), quoted))
+    # With the newline that `echo` adds, too; the padding, or what stands for the last byte or two, may be missing.
+    for ending in (b"", b"\n"):
+        for encode in (base64.standard_b64encode, base64.urlsafe_b64encode):
+            yield from (encoded := encode(data + ending).decode(), encoded.rstrip("="))
+        for start in range(0, len(data) - SHORTEST_LINE if len(data) > WRAPPED else 0, WRAPPED):
+            yield base64.standard_b64encode((data + ending)[start : start + WRAPPED]).decode()
+    yield from (data.hex(), data.hex().upper())
+
+
 class Mask:
-    """Hides the values of secrets, however they are spelled (see `child.spellings`)."""
+    """Hides the values of secrets, however they are spelled (see `spellings`). The one way in which that is done."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self._texts = spellings(secrets)
-        self._bytes = [form.encode("utf-8", "surrogatepass") for form in self._texts]
+        self.texts = spellings(secrets)
+        """What is hidden, the longest first."""
+        self._bytes = [form.encode("utf-8", "surrogatepass") for form in self.texts]
         self._any = re.compile(b"|".join(map(re.escape, self._bytes)))
 
     def text(self, text: str) -> str:
         """`text` with the secrets masked, NUL made visible, and nothing in it that UTF-8 cannot hold."""
-        text = hide(text, self._texts).replace("\0", "␀")
+        text = hide(text, self.texts).replace("\0", "␀")
         return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
     def value(self, value: Any, depth: int = 0) -> Any:
@@ -63,7 +109,24 @@ class Mask:
             return [self.value(item, depth + 1) for item in value]
         if isinstance(value, dict):
             return {self.text(key): self.value(item, depth + 1) for key, item in value.items()}
-        return value
+        return MASKED if self._is_number(value) else value
+
+    def reveals(self, value: Any) -> bool:
+        """Whether a JSON value holds a secret anywhere."""
+        waiting = [value] if self.texts else []
+        while waiting:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                waiting += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                waiting += item
+            elif self._is_number(item) or (isinstance(item, str) and hide(item, self.texts) != item):
+                return True
+        return False
+
+    def _is_number(self, value: Any) -> bool:
+        """Whether a secret is this number."""
+        return bool(self.texts) and type(value) in (int, float) and json.dumps(value) in self.texts
 
     def stream_end(self, data: bytes) -> bytes:
         """The last of a stream, masked: nothing follows it."""
@@ -128,16 +191,27 @@ class Output:
         self._held = b""
 
     def take(self) -> OutputChunk | None:
-        """What can be shown now and has not been taken yet: at most PIECE bytes of it."""
-        if self._head:
-            piece = bytes(self._head[: _cut(self._head, PIECE)])
-            del self._head[: len(piece)]
-            return OutputChunk(piece.decode(), tail=False, more=bool(self._head or self._unseen))
+        """What can be shown now and has not been taken yet: at most PIECE bytes of it.
+
+        What means nothing without what follows it, the beginning of an escape sequence say, waits for that.
+        """
+        if size := _showable(self._head, PIECE):
+            piece = bytes(self._head[:size])
+            del self._head[:size]
+            more = _showable(self._head, PIECE) or (self._unseen and not self._head)
+            return OutputChunk(piece.decode(), tail=False, more=bool(more))
+        if self._head and self._tail_bytes:  # what follows it is in the tail
+            piece = bytes(self._head)
+            self._head.clear()
+            return OutputChunk(piece.decode(), tail=False, more=True)
         if self._unseen:
             piece = self._tail.end(min(self._unseen, PIECE))
-            passed_over, self._unseen = self._unseen - len(piece), 0
+            size = _showable(piece, PIECE)
+            if not size:
+                return None
+            passed_over, self._unseen = self._unseen - len(piece), len(piece) - size
             note = _note(passed_over, "not shown while the job runs") if passed_over else ""
-            return OutputChunk(note + piece.decode(), tail=True, more=False)
+            return OutputChunk(note + piece[:size].decode(), tail=True, more=False)
         return None
 
     def rest(self) -> tuple[str, bool]:
@@ -213,6 +287,12 @@ def _note(size: int, what: str, line_begun: bool = True) -> str:
     return f"{chr(10) if line_begun else ''}[... {size:,} bytes {what} ...]\n"
 
 
+def _showable(data: bytes | bytearray, size: int) -> int:
+    """The most bytes of `data`, up to `size`, that end with a whole character and with no half of a sequence."""
+    size = _cut(data, size)
+    return size - unfinished(data[max(0, size - SEQUENCE) : size].decode("utf-8", "replace"))
+
+
 def _cut(data: bytes | bytearray, size: int) -> int:
     """The most bytes of `data`, up to `size`, that end with a whole character."""
     if size >= len(data):
@@ -223,8 +303,10 @@ def _cut(data: bytes | bytearray, size: int) -> int:
 
 
 def _end_of(data: bytes | bytearray, size: int) -> bytes:
-    """The last `size` bytes of `data`, without a character that was cut in two."""
+    """The last `size` bytes of `data`, without a character or an escape sequence that was cut in two."""
     start = max(0, len(data) - size)
     while start < len(data) and data[start] & 0xC0 == 0x80:
         start += 1
-    return bytes(data[start:])
+    text = data[start : start + SEQUENCE].decode("utf-8", "ignore")
+    cut = rest_of_sequence(data[max(0, start - SEQUENCE) : start].decode("utf-8", "ignore"), text)
+    return bytes(data[start + len(text[:cut].encode()) :])

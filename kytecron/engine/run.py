@@ -10,21 +10,32 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.states import Outcome, Status
-from .child import cpu_limit_error, dump, encode_request
+from .child import LONGEST_CALL, NO_CHANNEL, UNTOLD, boot_time, cpu_limit_error, dump, encode_request
 from .forkserver import ITSELF, LOST_LEASE, TIMEOUT
 from .output import Mask, Output
-from .server import News, signal_name
+from .server import News, Server, signal_name
+
+if TYPE_CHECKING:
+    from .runner import Call
 
 PIPE = 64 * 1024
 """What a pipe holds at first; a run that fills it gets one of READ bytes."""
 
 READ = 256 * 1024
-"""Most that is read at once; a socket never holds as much."""
+"""Most output that is read at once; a control socket never holds as much."""
 
-LONGEST_MESSAGE = 4 * 1024 * 1024
+READ_CONTROL = 32 * 1024
+"""Most of what a job says that is read at once: thousands of messages at worst."""
+
+LONGEST_MESSAGE = 1024 * 1024
+"""Bytes. The longest is the end of a run with a result of all the characters that are kept."""
+
+PROGRESS = b'{"progress": '
+"""How a report of progress begins (see child.encode_message)."""
+
 LONGEST_ERROR = 2_000
 LONGEST_NOTE = 500
 LONGEST_TRACE = 70_000
@@ -56,6 +67,12 @@ class RunRequest:
     stop_before_lease_end: bool = True
     """False for `on_lost_contact = continue`: the process goes on when the lease is gone."""
 
+    mask: Mask = field(init=False)
+    """Hides the secrets, in all that the run leaves."""
+
+    def __post_init__(self) -> None:
+        self.mask = Mask(self.secrets.values())
+
     def encoded(self, compiled: bytes | None) -> bytes:
         """What the job's process is told. Raises TypeError or ValueError for what JSON cannot hold."""
         return encode_request(
@@ -74,6 +91,7 @@ class RunRequest:
                 "parameters": dump(self.parameters),
                 "state": dump(self.state),
                 "secrets": dump(self.secrets),
+                "hidden": self.mask.texts,
             }
         )
 
@@ -93,7 +111,7 @@ class Run:
     def __init__(self, request: RunRequest, output_limit: int) -> None:
         self.request = request
         self.id = request.execution_id
-        self.mask = Mask(request.secrets.values())
+        self.mask = request.mask
         self.output = Output(output_limit, self.mask)
         self.lease = request.lease_until
         self.extended_by: float | None = None
@@ -101,13 +119,20 @@ class Run:
         self.stopping = False
         """The fork server has begun to end it, for whatever cause."""
         self.dropped = False
+        self.server: Server | None = None
+        """The fork server that was ordered to start it."""
+        self.pid: int | None = None
+        self.asking: int | None = None
+        """The call of the job that is being answered."""
+        self.next_call: Call | None = None
+        """The newest of those that came meanwhile."""
         self.report: dict[str, Any] | None = None
         self.resting = False
-        self.rest_until = 0.0
+        self.rest_until = self.silent_until = 0.0
         self.closed = False
         self.control_ended = self.output_ended = False
         self.unsent = b""
-        self._unread = b""
+        self._unread = bytearray()
         self.control, self._child_control = socket.socketpair()
         self.control.setblocking(False)
         self.control_fd = self.control.fileno()
@@ -137,19 +162,36 @@ class Run:
             sent = len(self.unsent)  # nobody reads it any more
         self.unsent = self.unsent[sent:]
 
-    def receive(self) -> list[dict[str, Any]]:
-        """The messages that have arrived. What is no message is skipped (see child.Channel)."""
+    def receive(self, most: int) -> list[dict[str, Any]]:
+        """The messages that have arrived; of progress only the latest.
+
+        What is no message is skipped (see child.Channel), as are those that are longer than a job is to send.
+        """
         try:
-            data = self.control.recv(READ)
+            data = self.control.recv(most)
         except BlockingIOError:
             return []
         except OSError:
             data = b""
         self.control_ended = not data
-        *lines, self._unread = (self._unread + data).split(b"\n")
+        first, *others = data.split(b"\n")
+        self._unread += first
         if len(self._unread) > LONGEST_MESSAGE:
-            self._unread = b""
-        return [message for line in lines if line and isinstance(message := _parse(line), dict)]
+            self._unread.clear()
+        if not others:
+            return []
+        lines = [bytes(self._unread), *others[:-1]]
+        self._unread[:] = others[-1]
+        return [message for line in _latest(lines) if (message := _parse(line)) is not None]
+
+    def connect(self, control: socket.socket) -> None:
+        """The job has closed its channel and comes back by another one."""
+        self.control.close()
+        control.setblocking(False)
+        self.control, self.control_fd = control, control.fileno()
+        self.control_ended = False
+        self.unsent = b""
+        self._unread.clear()
 
     def read_output(self) -> bytes:
         """What the job has printed, or nothing when there is nothing yet or any more."""
@@ -172,11 +214,26 @@ class Run:
             fcntl.fcntl(self.output_fd, fcntl.F_SETPIPE_SZ, READ)
 
 
-def _parse(line: bytes) -> Any:
+def _latest(lines: list[bytes]) -> list[bytes]:
+    """These lines without the empty ones, and of the reports of progress only the last."""
+    kept: list[bytes] = []
+    progress_seen = False
+    for line in reversed(lines):
+        is_progress = line.startswith(PROGRESS)
+        if line and not (is_progress and progress_seen):
+            kept.append(line)
+        progress_seen = progress_seen or is_progress
+    return kept[::-1]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        message = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    if not isinstance(message, dict) or ("call" in message and len(line) > LONGEST_CALL):
+        return None
+    return message
 
 
 # How a run ended
@@ -197,6 +254,8 @@ def conclude_alone(run: Run, error: str) -> Outcome:
     """The outcome when there is no fork server left to say how the process ended."""
     if run.report is not None:
         return _reported(run, run.report)
+    if run.lease is not None and run.request.stop_before_lease_end and boot_time() >= run.lease:
+        return Outcome(Status.LOST, error=LOST_LEASE_ERROR)
     return _as_ordered(run.stop) if run.stop is not None else Outcome(Status.FAILED, error=error)
 
 
@@ -256,6 +315,8 @@ def _reported(run: Run, report: dict[str, Any]) -> Outcome:
 
 def _cause_of_death(request: RunRequest, ended: News) -> str:
     code = os.waitstatus_to_exitcode(ended.number)
+    if code == UNTOLD:
+        return f"{NO_CHANNEL}, so how it ended is not known"
     if code == 0:
         return "exited with status 0 before execute returned"
     if code > 0:

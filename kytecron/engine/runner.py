@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import selectors
 import socket
+import struct
+import sys
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -39,19 +42,20 @@ from .forkserver import (
     STOPPING,
     adopt_orphans,
 )
-from .output import OutputChunk
+from .output import Mask, OutputChunk
 from .run import (
     LONGEST_NOTE,
     LOST_LEASE_ERROR,
     PIPE,
     READ,
+    READ_CONTROL,
     Run,
     RunRequest,
     Stop,
     conclude,
     conclude_alone,
 )
-from .server import News, Server
+from .server import LOOK_SECONDS, News, Server
 
 __all__ = [
     "Call",
@@ -75,6 +79,18 @@ COMPILED_BYTES = 8 * 1024 * 1024
 REST_SECONDS = 0.005
 """How long a run that was just read is left to gather more before it is read again."""
 
+REST_FACTOR = 20
+"""A run rests for so many times the CPU time that its messages cost: a flood of them leaves room for the others."""
+
+IDLE_LOOK_SECONDS = 2.0
+"""Longest sleep while nothing runs: a start by another thread does not end it, a silent fork server must."""
+
+BURIAL_SECONDS = 0.002
+"""How often is looked whether all that a dead fork server left behind is gone."""
+
+CALLERS_AT_ONCE = 4
+"""Jobs that come back after they have closed their channel, let in at one time."""
+
 
 @dataclass(slots=True)
 class Started:
@@ -92,12 +108,17 @@ class Progressed:
 
 @dataclass(slots=True)
 class Call:
-    """The job asks for something through `self.api`; answer with `Runner.reply`. Arguments are not checked."""
+    """The job asks for something through `self.api`; answer with `Runner.reply`. Arguments are not checked.
+
+    A run asks one thing at a time: the next call comes when this one is answered.
+    """
 
     execution_id: int
     call_id: int
     method: str
     arguments: dict[str, Any]
+    mask: Mask
+    """Hides the secrets that the run was given."""
 
 
 @dataclass(slots=True)
@@ -125,7 +146,9 @@ class Runner:
     outlive the fork server.
 
     `on_wake` is called from the supervisor thread when a run has ended or asks for something. `job_directory` is made
-    if need be, and is the working directory of the jobs. `name` stands in the command line of the fork server and of
+    if need be; in it each run has a working directory of its own, for as long as it lasts. Jobs see those of this
+    process's variables that every job may see and `job_variables`, and find the modules of the directory
+    `job_modules`. `name` stands in the command line of the fork server and of
     its runs: whoever finds it in none knows that they are gone.
     """
 
@@ -138,11 +161,15 @@ class Runner:
         kill_grace_seconds: float = 10,
         lease_margin_seconds: float = 1,
         name: str = "",
+        job_variables: Iterable[str] = (),
+        job_modules: str = "",
     ) -> None:
         self.job_directory = Path(job_directory)
         self.job_directory.mkdir(parents=True, exist_ok=True)
         self._on_wake = on_wake
         self._name = name
+        self._job_variables = tuple(job_variables)
+        self._job_modules = job_modules
         self._output_limit = output_limit_bytes
         self._grace = kill_grace_seconds
         self._lease_margin = lease_margin_seconds
@@ -157,8 +184,17 @@ class Runner:
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
         self._watched: dict[int, int] = {}
+        self._news: deque[tuple[Run, News]] = deque()
+        """Heard, and not acted upon yet."""
+        self._graves: list[tuple[Server, list[Run]]] = []
+        """Fork servers that have died, with their runs, until all that they left behind is gone."""
+        self._look_at = 0.0
         # Written to once, to end the thread.
         self._watch(self._wake.fileno(), selectors.EVENT_READ, lambda *_: None)
+        self._door, self._address = _open_door()
+        if self._door is not None:
+            self._watch(self._door.fileno(), selectors.EVENT_READ, self._on_caller)
+        self._door_shut_until = 0.0
         adopt_orphans()
         self._server: Server | None = None
         with contextlib.suppress(OSError):  # the first start will try again, and say so
@@ -258,10 +294,13 @@ class Runner:
             message = encode_message({"reply": call_id, **answer})
         except (TypeError, ValueError) as problem:
             message = encode_message({"reply": call_id, "error": f"the answer cannot be sent: {problem}"})
-        with self._lock:
+        with self._telling():
             run = self._runs.get(execution_id)
-            if run is not None and not run.dropped:
+            if run is not None and not run.dropped and run.asking == call_id:
                 self._send(run, message)
+                run.asking, following, run.next_call = None, run.next_call, None
+                if following is not None:
+                    self._ask(run, following)
 
     def close(self) -> None:
         """Kill every run and end the fork server and the thread. No events come after this."""
@@ -273,8 +312,12 @@ class Runner:
         self._thread.join()
         if self._server is not None:
             self._server.close()
+        for server, _ in self._graves:
+            server.close()
         for run in self._runs.values():
             run.close()
+        if self._door is not None:
+            self._door.close()
         self._runs.clear()
         self._selector.close()
         self._wake.close()
@@ -297,15 +340,30 @@ class Runner:
                 time.sleep(0.1)  # whatever it was: neither die of it nor spin
 
     def _turn(self) -> None:
-        ready = self._selector.select(self._until_next_reading())
+        ready = self._selector.select(self._until_next_duty())
         with self._telling():
             self._end_rests()
+            self._open_the_door_again()
             for key, mask in ready:
                 handler, subject = key.data
                 if not self._closing:
                     self._attend(handler, subject, mask)
+            self._act_on_news()
+            self._look_after_server()
+            self._bury_servers()
 
-    def _attend(self, handler: Callable[[Any, int], None], subject: Any, mask: int) -> None:
+    def _until_next_duty(self) -> float:
+        """Seconds; nothing in here waits for anything else."""
+        longest = LOOK_SECONDS if self._runs else IDLE_LOOK_SECONDS
+        if self._graves:
+            longest = BURIAL_SECONDS
+        if self._door_shut_until:
+            longest = min(longest, REST_SECONDS)
+        if self._resting:
+            longest = min(longest, max(0.0, self._resting[0].rest_until - time.monotonic()))
+        return longest
+
+    def _attend(self, handler: Callable[[Any, Any], None], subject: Any, mask: Any) -> None:
         try:
             handler(subject, mask)
         except Exception:
@@ -373,15 +431,15 @@ class Runner:
         # Also a run that may go on without its lease does not start without it.
         lease = inf if run.lease is None else run.lease - self._lease_margin
         self._runs[run.id] = run
+        run.server = server
         try:
             with run.child_ends() as fds:
                 self._send(run, told)
                 server.order(START, run.id, (seconds, lease, self._grace), fds)
-        except (OSError, MemoryError) as error:
+        except (OSError, MemoryError):
             self._forget(run)
-            if isinstance(error, TimeoutError | ConnectionError):
-                self._on_server_death(server, stuck=isinstance(error, TimeoutError))
             raise
+        self._listen_to(server)
         if self._lease_end(run) != lease:
             self._order(LEASE, run, self._lease_end(run))
 
@@ -411,74 +469,124 @@ class Runner:
         if self._closing:
             raise RuntimeError("the runner is closed")
         if self._server is None:
-            server = Server(self.job_directory, self._name)
+            server = Server(
+                self.job_directory, self._name, self._address, self._job_variables, self._job_modules
+            )
             try:
-                self._watch(server.socket.fileno(), selectors.EVENT_READ, self._on_server, server)
+                self._listen_to(server)
             except OSError:
                 server.close()
                 raise
             self._server = server
         return self._server
 
-    def _order(
-        self, what: bytes, run: Run, a: float, b: float = 0, c: float = 0, fds: Sequence[int] = ()
-    ) -> None:
-        server = self._ensure_server()
-        try:
-            server.order(what, run.id, (a, b, c), fds)
-        except TimeoutError:
-            self._on_server_death(server, stuck=True)
-        except OSError:
-            self._on_server_death(server)
+    def _listen_to(self, server: Server) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if server.has_orders_waiting else 0)
+        self._watch(server.socket.fileno(), events, self._on_server, server)
+
+    def _order(self, what: bytes, run: Run, seconds: float) -> None:
+        """Never waits, and never fails: of the death of the fork server its socket tells."""
+        server = self._server
+        if server is not None and run.server is server:  # else it is dying, and its runs with it
+            with contextlib.suppress(ConnectionError):
+                server.order(what, run.id, (seconds, 0, 0))
+            self._listen_to(server)
 
     def _on_server(self, server: Server, mask: int) -> None:
         if server is not self._server:
             return
-        try:
-            self._hear(server)
-        except (EOFError, ConnectionError):
-            self._on_server_death(server)
+        if mask & selectors.EVENT_WRITE:
+            server.send_waiting()
+            self._listen_to(server)
+        if mask & selectors.EVENT_READ:
+            try:
+                self._hear(server)
+            except (EOFError, ConnectionError):
+                self._on_server_death(server)
 
-    def _hear(self, server: Server) -> None:
-        for item in server.receive():
+    def _hear(self, server: Server) -> bool:
+        """Take in what the fork server has said. That it stops a run counts at once, the rest when it is acted upon.
+
+        Whether it has said anything. Raises EOFError or ConnectionError when it is gone.
+        """
+        news = server.receive()
+        for item in news:
             server.ready = server.ready or item.what == READY
             run = self._runs.get(item.run_id)
-            if run is not None:
-                self._on_news(run, item)
+            if run is None:
+                continue
+            if item.what == STOPPING:
+                run.stopping = True
+            else:
+                self._news.append((run, item))
+        return bool(news)
+
+    def _act_on_news(self) -> None:
+        while self._news:
+            run, item = self._news.popleft()
+            if not run.closed:
+                self._attend(self._on_news, run, item)
+
+    def _look_after_server(self) -> None:
+        """Ask for a sign of life now and then; end a fork server that does not give one."""
+        server = self._server
+        if server is None or not (self._runs or server.has_orders_waiting) or boot_time() < self._look_at:
+            return
+        self._look_at = boot_time() + LOOK_SECONDS
+        server.look()
+        self._listen_to(server)
+        if server.is_stuck or (server.silence >= 2 * LOOK_SECONDS and self._lease_is_over()):
+            self._on_server_death(server, stuck=True)
+
+    def _lease_is_over(self) -> bool:
+        """Whether a run goes on beyond its lease: the fork server should have ended it before."""
+        ends = [run.lease for run in self._runs.values() if run.lease and run.request.stop_before_lease_end]
+        return min(ends, default=inf) <= boot_time()
 
     def _on_news(self, run: Run, news: News) -> None:
         if news.what == ENDED:
             self._end(run, lambda: conclude(run, news))
-        elif news.what == STOPPING:
-            run.stopping = True
         elif news.what == REFUSED and news.cause == LOST_LEASE:
             self._end(run, lambda: Outcome(Status.LOST, error=LOST_LEASE_ERROR))
         elif news.what == REFUSED:
             self._refuse(run, f"cannot start a process: {os.strerror(news.number)}")
-        elif news.what == STARTED and not run.dropped:
-            self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
+        elif news.what == STARTED:
+            run.pid = news.number
+            if not run.dropped:
+                self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
 
     def _on_server_death(self, server: Server, stuck: bool = False) -> None:
-        """A job killed the fork server, or it is stuck. Its runs end with it; the next start makes a new one."""
-        if server is not self._server:
-            return  # known already
+        """A job has killed or stopped the fork server. Its runs end with it; the next start makes a new one."""
         self._hear_the_last_of(server)
         self._watch(server.socket.fileno(), 0, self._on_server)
         self._server = None
-        how = server.bury(stuck)
-        log.error("the fork server %s; runs killed with it: %s", how, sorted(self._runs))
-        error = f"the process that starts the jobs {how}"
-        for run in list(self._runs.values()):
-            if not server.ready:
-                self._refuse(run, error)
-                continue
-            self._end(run, partial(conclude_alone, run, f"{error}, and this run was killed with it"))
+        self._act_on_news()
+        server.bury(stuck=stuck)
+        self._graves.append((server, [run for run in self._runs.values() if run.server is server]))
 
     def _hear_the_last_of(self, server: Server) -> None:
         """What a fork server said before it died: which runs had ended, and whether it made any process."""
         with contextlib.suppress(OSError, EOFError):
-            while server.has_news():
-                self._hear(server)
+            while self._hear(server):
+                pass
+
+    def _bury_servers(self) -> None:
+        """A run has ended when its processes are gone: only then is it told."""
+        for grave in self._graves.copy():
+            server, runs = grave
+            if not server.is_buried():
+                continue
+            self._graves.remove(grave)
+            how = server.end()
+            log.error("the fork server %s; runs killed with it: %s", how, sorted(run.id for run in runs))
+            error = f"the process that starts the jobs {how}"
+            for run in runs:
+                if run.closed:
+                    continue
+                if not server.ready or run.id in server.unstarted:
+                    self._refuse(run, error)
+                    continue
+                self._end(run, partial(conclude_alone, run, f"{error}, and this run was killed with it"))
 
     def _end(self, run: Run, ending: Callable[[], Outcome]) -> None:
         try:
@@ -492,7 +600,7 @@ class Runner:
 
     def _outcome(self, run: Run, ending: Callable[[], Outcome]) -> Outcome:
         """All processes of the run are gone, so what its channels still hold is all that there will be."""
-        self._read_control(run)
+        self._read_control(run, READ)
         self._read_output(run, FINAL_READ)
         run.output.finish()
         outcome = ending()
@@ -507,7 +615,8 @@ class Runner:
             return
         reading = 0 if closing or run.resting else selectors.EVENT_READ
         writing = selectors.EVENT_WRITE if run.unsent and not closing else 0
-        control = (0 if run.control_ended else reading) | writing
+        # Who does not read its answers is not heard either: they would pile up.
+        control = (0 if run.control_ended or run.unsent else reading) | writing
         self._watch(run.control_fd, control, self._on_control, run)
         self._watch(run.output_fd, 0 if run.output_ended else reading, self._on_output, run)
 
@@ -517,14 +626,14 @@ class Runner:
         if mask & selectors.EVENT_WRITE:
             run.send()
         if mask & selectors.EVENT_READ and not self._may_rest(run):
-            self._read_control(run)
+            self._read_control(run, READ_CONTROL)
         self._listen(run)
 
     def _on_output(self, run: Run, mask: int) -> None:
         if run.closed:
             return
         if not self._may_rest(run) and self._read_output(run, READ) >= PIPE:
-            run.rest_until = 0.0  # in full flow
+            run.rest_until = run.silent_until  # in full flow
         self._listen(run)
 
     def _may_rest(self, run: Run) -> bool:
@@ -541,9 +650,6 @@ class Runner:
             self._resting.append(run)
         return True
 
-    def _until_next_reading(self) -> float | None:
-        return max(0.0, self._resting[0].rest_until - time.monotonic()) if self._resting else None
-
     def _end_rests(self) -> None:
         now = time.monotonic()
         while self._resting and self._resting[0].rest_until <= now:
@@ -552,9 +658,13 @@ class Runner:
             if not run.closed:
                 self._listen(run)
 
-    def _read_control(self, run: Run) -> None:
-        for message in run.receive():
+    def _read_control(self, run: Run, most: int) -> None:
+        before = time.thread_time()
+        for message in run.receive(most):
             self._on_message(run, message)
+        cost = time.thread_time() - before
+        if cost * REST_FACTOR > REST_SECONDS:
+            run.rest_until = run.silent_until = time.monotonic() + cost * REST_FACTOR
 
     def _read_output(self, run: Run, most: int) -> int:
         size = 0
@@ -579,8 +689,15 @@ class Runner:
             }:
                 self._send(run, encode_message({"reply": number, "result": self._heartbeat(run, seconds)}))
             case {"call": int() as number, "method": str() as method, "arguments": dict() as arguments}:
-                if not run.dropped:
-                    self._leave(Call(run.id, number, method, arguments))
+                self._ask(run, Call(run.id, number, method, arguments, run.mask))
+
+    def _ask(self, run: Run, call: Call) -> None:
+        """One call at a time. Of those that come meanwhile the newest waits: an interrupted job waits for no other."""
+        if run.dropped or run.asking is not None:
+            run.next_call = call
+            return
+        run.asking = call.call_id
+        self._leave(call)
 
     def _on_progress(self, run: Run, percent: float, note: str) -> None:
         waiting = self._progress.get(run.id)
@@ -590,9 +707,9 @@ class Runner:
         waiting.percent, waiting.note = percent, note
 
     def _heartbeat(self, run: Run, seconds: float) -> bool:
-        server = self._server
-        if server is not None and server.has_news():
-            self._on_server(server, selectors.EVENT_READ)  # perhaps it has begun to stop this run
+        if self._server is not None:
+            with contextlib.suppress(EOFError, ConnectionError):  # its socket will say so again
+                self._hear(self._server)  # perhaps it has begun to stop this run
         now = boot_time()
         lease_gone = run.lease is not None and now >= run.lease
         if run.stop is not None or run.stopping or run.dropped or lease_gone or not 0 < seconds < 1e9:
@@ -607,6 +724,52 @@ class Runner:
             run.unsent += data
             run.send()
             self._listen(run)
+
+    def _on_caller(self, subject: None, mask: int) -> None:
+        """Jobs that have closed their channel, as daemons do with whatever is open, come back by the door."""
+        assert self._door is not None
+        self._watch(self._door.fileno(), 0, self._on_caller)
+        self._door_shut_until = time.monotonic() + REST_SECONDS
+        with contextlib.suppress(EOFError, ConnectionError):
+            if self._server is not None:
+                self._hear(self._server)  # who comes may have started a moment ago
+        self._act_on_news()
+        for _ in range(CALLERS_AT_ONCE):
+            try:
+                caller = self._door.accept()[0]
+            except OSError:  # no more of them, or no descriptors
+                return
+            self._let_in(caller)
+
+    def _let_in(self, caller: socket.socket) -> None:
+        """The kernel says which process it is: a run's own, or nobody that is known here."""
+        pid, user, _ = struct.unpack("=iII", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        known = (run for run in self._runs.values() if run.pid == pid and not run.dropped)
+        run = next(known, None) if user == os.getuid() else None
+        if run is None:
+            caller.close()
+            return
+        self._read_control(run, READ)  # what it said before
+        self._watch(run.control_fd, 0, self._on_control, run)
+        run.connect(caller)
+        self._listen(run)
+
+    def _open_the_door_again(self) -> None:
+        if self._door is not None and self._door_shut_until and time.monotonic() >= self._door_shut_until:
+            self._door_shut_until = 0.0
+            self._watch(self._door.fileno(), selectors.EVENT_READ, self._on_caller)
+
+
+def _open_door() -> tuple[socket.socket | None, str]:
+    """A listening socket that has a name and no file, and its name. Linux only."""
+    if sys.platform != "linux":
+        return None, ""
+    name = f"kytecron-{secrets.token_hex(16)}"
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door.setblocking(False)
+    door.bind(f"\0{name}")
+    door.listen(64)
+    return door, name
 
 
 def _cause(error: OSError | MemoryError) -> str:

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -186,7 +185,9 @@ class CronWorker:
             output_limit_bytes=settings.output_limit_bytes,
             kill_grace_seconds=settings.kill_grace_seconds,
             lease_margin_seconds=min(1.0, settings.lease_seconds / 6),
-            job_directory=_job_directory(settings),
+            job_directory=settings.make_job_directory(),
+            job_variables=settings.job_variable_names,
+            job_modules=settings.job_modules and os.path.abspath(settings.job_modules),
             on_wake=self.wake,
             name=self.worker_id,
         )
@@ -329,7 +330,8 @@ class CronWorker:
         result: Any = None
         problem: str | None = None
         try:
-            result = jobapi.answer_call(self.session, held.run.job_name, call.method, call.arguments)
+            caller = jobapi.Caller(held.run.claim.job_id, held.run.job_name, call.mask)
+            result = jobapi.answer_call(self.session, caller, call.method, call.arguments)
         except KytecronError as error:
             problem = error.message
         except (TypeError, ValueError, OverflowError) as error:
@@ -1046,8 +1048,3 @@ def _unstorable(outcome: Outcome, error: Exception) -> Outcome:
     """What is recorded instead of a result that the database refuses."""
     problem = f"the result cannot be stored: {db.cause(error)}"
     return Outcome(Status.FAILED, error=problem, exit_code=outcome.exit_code, duration_ms=outcome.duration_ms)
-
-
-def _job_directory(settings: Settings) -> Path:
-    settings.make_instance_directory()
-    return settings.instance_path / "jobs"

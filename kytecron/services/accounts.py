@@ -699,6 +699,13 @@ def throttle_triggers(session: Session, who: str) -> None:
 
 
 @transactional
+def throttle_job(session: Session, job_id: int, limit: int) -> None:
+    """Count one run that a run of this job asks for. Raises TooManyRequests beyond `limit` in a minute."""
+    said = f"A job may trigger {limit:,} runs in a minute."
+    _count(session, f"trigger:job:{job_id}", limit, 60, said)
+
+
+@transactional
 def _count_tries(session: Session, limits: list[tuple[str, int]]) -> list[tuple[str, datetime]]:
     """Count one try for each key, or none and raise TooManyRequests; returns what `_forget_tries` takes back."""
     said = "Too many failed sign-ins."

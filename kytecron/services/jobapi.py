@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
@@ -11,17 +12,39 @@ from sqlalchemy.orm import Session, undefer
 from ..core.errors import Invalid, NotFound
 from ..core.states import Origin, Status
 from ..store.models import CronJob, CronJobExecution
-from . import lifecycle
+from . import accounts, lifecycle
 from .audit import Actor
 
+RUNS_PER_MINUTE = 300
+"""How many runs one job may trigger in a minute, all its own runs together."""
 
-def answer_call(session: Session, job_name: str, method: str, arguments: Mapping[str, Any]) -> Any:
+
+class Secrets(Protocol):
+    """What knows the secrets that a run was given."""
+
+    def text(self, text: str) -> str:
+        """`text` with the secrets masked."""
+
+    def reveals(self, value: Any) -> bool:
+        """Whether a JSON value holds one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The job whose run asks."""
+
+    job_id: int
+    job_name: str
+    secrets: Secrets
+
+
+def answer_call(session: Session, caller: Caller, method: str, arguments: Mapping[str, Any]) -> Any:
     """The result of one call, as plain JSON. Raises KytecronError with a message for the job's author."""
     if method == "find_job":
         job = _find(session, arguments.get("job"))
         return None if job is None else _job(job)
     if method == "trigger":
-        return _trigger(session, job_name, arguments)
+        return _trigger(session, caller, arguments)
     if method == "latest_result":
         return _latest_result(session, arguments.get("job"))
     raise Invalid({"method": f"self.api has no method {method!r}"})
@@ -55,14 +78,23 @@ def _job(job: CronJob) -> dict[str, Any]:
     }
 
 
-def _trigger(session: Session, job_name: str, arguments: Mapping[str, Any]) -> int:
+def _trigger(session: Session, caller: Caller, arguments: Mapping[str, Any]) -> int:
     job = _require(session, arguments.get("job"))
+    if caller.secrets.reveals(arguments.get("parameters")):
+        # Masked, the other job would get stars and not be told; kept, every viewer would read it.
+        raise Invalid(
+            {
+                "parameters": "parameters hold the value of a secret of this job, and every viewer reads parameters: "
+                "leave it out and grant the secret to the other job, which then finds it in self.secrets"
+            }
+        )
+    accounts.throttle_job(session, caller.job_id, RUNS_PER_MINUTE)
     execution = lifecycle.trigger(
         session,
         job.id,
         parameters=arguments.get("parameters"),
-        note=str(arguments.get("note") or ""),
-        actor=Actor(f"job {job_name}"[:100], "worker"),
+        note=caller.secrets.text(str(arguments.get("note") or "")),
+        actor=Actor(f"job {caller.job_name}"[:100], "worker"),
         origin=Origin.TRIGGER,
     )
     return execution.id

@@ -438,24 +438,46 @@ def read_log(session: Session, execution_id: int, after: str | None = None) -> L
     nothing new was printed. What was printed after the kept first half of a very long output is shown as it
     comes, and once more, after a line that says so, in the form in which it is kept.
 
+    The pieces are plain parts of one text: a line, an escape sequence, even `\\r\\n` may be cut between two of them
+    (core.ansi.advance shows them as if they were not).
+
     Raises NotFound, and Invalid for `after`.
     """
+    found = read_log_pieces(session, execution_id, after)
+    return LogPart("".join(text for _, text in found.pieces), found.cursor, found.finished)
+
+
+class LogPieces(NamedTuple):
+    """A LogPart whose text is still in the pieces that are stored, each with the cursor at which it begins."""
+
+    pieces: list[tuple[str, str]]
+    cursor: str
+    finished: bool
+
+
+def read_log_pieces(session: Session, execution_id: int, after: str | None = None) -> LogPieces:
+    """`read_log`, for whoever has to come back to a place inside."""
     seq, saw_tail, at_end = _log_place(after)
     # The state first: what is read after an ending was seen is complete.
     ended = status(session, execution_id) in FINAL
     if at_end:
-        return LogPart("", _END, ended)
-    pieces = _log_pieces(session, execution_id, seq)
-    text = ""
-    for piece in pieces:
-        text += _TAIL_NOTE if saw_tail and not piece.is_tail else ""
-        text += piece.text
+        return LogPieces([], _END, ended)
+    stored = _log_pieces(session, execution_id, seq)
+    pieces: list[tuple[str, str]] = []
+    for piece in stored:
+        note = _TAIL_NOTE if saw_tail and not piece.is_tail else ""
+        pieces.append((_cursor(piece.seq, saw_tail), note + piece.text))
         saw_tail = piece.is_tail
         seq = piece.seq + 1
     if pieces or not ended:
-        return LogPart(text, f"{seq}t" if saw_tail else str(seq), False)
+        return LogPieces(pieces, _cursor(seq, saw_tail), False)
     rest = session.scalar(sa.select(RUN.c.output).where(RUN.c.id == execution_id)) or ""
-    return LogPart((_TAIL_NOTE if saw_tail and rest else "") + rest, _END, True)
+    note = _TAIL_NOTE if saw_tail and rest else ""
+    return LogPieces([(_cursor(seq, saw_tail), note + rest)] if rest else [], _END, True)
+
+
+def _cursor(seq: int, saw_tail: bool) -> str:
+    return f"{seq}t" if saw_tail else str(seq)
 
 
 def _log_place(after: str | None) -> tuple[int, bool, bool]:

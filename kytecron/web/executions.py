@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import diff
+from ..core.ansi import advance
 from ..core.errors import NotFound, Unreadable
 from ..core.states import ACTIVE, UNSUCCESSFUL, Status
 from ..services import lifecycle, versions, why
@@ -22,7 +23,7 @@ from ..store import db, queries
 from ..store.models import CronJob, CronJobExecution
 from . import access, words
 from .access import needs
-from .ansi import overwrites, to_html
+from .ansi import markup, overwrites
 from .listing import DiffRow, diff_rows, is_unchanged, trace
 from .once import once
 from .render import back, done, is_htmx, page, wants_part
@@ -200,12 +201,18 @@ class Log:
     """A piece of a run's output as HTML, and what the page sends along when it asks for the next."""
 
     html: Markup
+    open: Markup = field(default_factory=Markup)
+    """The line that is being written: the next piece shows it anew."""
+    line: str | None = None
+    """In which stored piece the open line begins; None when there is none."""
+    skip: int = 0
+    """Characters of that piece before it."""
     after: str | None = None
     """Where the next piece begins; None when nothing more will be shown."""
     shown: int = 0
-    """Characters that the page shows with this piece."""
+    """Characters that the page shows with this piece, the open line aside."""
     colours: str = ""
-    """The colours that are on at its end."""
+    """The colours that are on where the open line begins."""
     overwrites: bool = False
     """A line was written over: once the run has ended, the whole output is shown anew."""
     cut: bool = False
@@ -223,12 +230,14 @@ def log(execution_id: int) -> AnyResponse:
     before = Log(
         html=Markup(""),
         after=request.args.get("after"),
+        line=request.args.get("line"),
+        skip=max(0, request.args.get("skip", 0, int)),
         shown=request.args.get("shown", 0, int),
         colours=request.args.get("colours", ""),
         overwrites="overwrites" in request.args,
     )
     piece = _log(session, run.id, before)
-    if piece.after and not piece.html:
+    if piece.after and piece.after == before.after:
         return Response(status=204)  # nothing new: whoever asks stays and asks again
     if piece.after is None and piece.overwrites and before.shown:
         piece, anew = _log(session, run.id), True
@@ -241,23 +250,39 @@ def log(execution_id: int) -> AnyResponse:
 def _log(session: Session, execution_id: int, before: Log | None = None) -> Log:
     """The output that follows `before`, as far as there is any; from its beginning where that is None."""
     before = before or Log(html=Markup(""))
-    text, after, finished, cut = "", before.after, False, False
+    text, start, finished, cut = "", before.line or before.after, False, False
+    places: list[tuple[int, str]] = []
+    after, size = start, 0
     while not finished:
-        part = queries.read_log(session, execution_id, after)
-        text, after, finished = text + part.text, part.cursor, part.finished
+        part = queries.read_log_pieces(session, execution_id, after)
+        for cursor, piece in part.pieces:
+            places.append((size, cursor))
+            text, size = text + piece, size + len(piece)
+        after, finished = part.cursor, part.finished
         if len(text) + (0 if cut else before.shown) > SHOWN_LOG:
             text, cut = text[-KEPT_LOG:], True
-        if not part.text:
+        if not part.pieces:
             break
-    html, colours = to_html(text, "" if cut else before.colours)
+    if before.line and (not places or places[0][1] != before.line):
+        # The open line was in the live end of a long output, which is kept in another form now.
+        return replace(_log(session, execution_id), cut=True)
+    if not cut:
+        text = text[before.skip :]
+    shown = advance(text, "" if cut else before.colours)
+    html = markup(shown.done)
     if cut:
         note = f"Only the last {len(text):,} characters are shown here. Download the log to see all of it."
         html = Markup('<span class="log-cut">{}</span>').format(note) + html
+    still = size - len(text) + shown.taken
+    place = max((place for place in places if place[0] <= still), default=None) if still < size else None
     return Log(
-        html=html,
+        html=html + markup(shown.open) if finished else html,
+        open=markup(shown.open),
+        line=place[1] if place else None,
+        skip=still - place[0] if place else 0,
         after=None if finished else after,
-        shown=len(text) + (0 if cut else before.shown),
-        colours=colours,
+        shown=(len(text) if finished else shown.taken) + (0 if cut else before.shown),
+        colours=shown.style,
         overwrites=before.overwrites or overwrites(text),
         cut=cut,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy.orm import Session
 
+from kytecron.cli import console
+from kytecron.core import ansi
 from kytecron.core.states import Claim, Outcome, Status
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
@@ -76,6 +78,40 @@ def test_a_log_is_printed_as_it_is_stored(cli: CommandLine, job: CronJob, rows: 
     assert cli.output("executions log", claim.execution_id) == text[:10]
     end(rows, claim, output=text[10:])
     assert cli.output("executions log", claim.execution_id) == text
+
+
+def test_on_a_terminal_a_line_that_is_being_written_is_printed_over(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    output = console.Output()
+    pieces = [
+        "one\n10%",
+        "\r20%",
+        "\r\x1b[3",
+        "2m30%",
+        "\r40%\x1b[0m\r",
+        "\ntwo\r",
+        "\nlong " + "x" * 500,
+        "!",
+    ]
+    shown = whole = ""
+    for number, piece in enumerate(pieces, start=1):
+        output.add(piece)
+        shown = drawn(capsys.readouterr().out, shown)
+        whole = "".join(text for _, text in ansi.segments("".join(pieces[:number])))
+        assert [line[:79] for line in shown.split("\n")] == [line[:79] for line in whole.split("\n")]
+    output.end()
+    assert drawn(capsys.readouterr().out, shown) == whole
+
+
+def drawn(printed: str, before: str) -> str:
+    """What a terminal that showed `before` shows then."""
+    first, *others = printed.split("\r\x1b[K")
+    shown = before + first
+    for part in others:
+        shown = shown[: shown.rfind("\n") + 1] + part
+    return shown
 
 
 def test_following_a_run_that_has_ended_ends_at_once_and_says_how(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kytecron.core.ansi import CLASSES, MAX_SEGMENTS, segments
+from kytecron.core.ansi import CLASSES, LONGEST_OPEN, MAX_SEGMENTS, Segment, advance, segments, unfinished
 
 ESC = "\x1b"
 
@@ -220,3 +220,61 @@ def test_a_quarter_megabyte_of_anything_takes_a_moment(unit):
     segments(text)
     # About a tenth of a second on an idle machine.
     assert time.process_time() - began < 2
+
+
+# --- Text that comes in pieces
+
+SPECIALS = [
+    "\r",
+    "\n",
+    "\r\n",
+    f"{ESC}[31m",
+    f"{ESC}[0m",
+    f"{ESC}[K",
+    f"{ESC}[2K",
+    f"{ESC}]0;t\a",
+    f"{ESC}]8;;x{ESC}\\",
+]
+
+
+@given(
+    st.lists(st.sampled_from([*SPECIALS, "a", "10%", "é", " ", "x" * 30, f"{ESC}[1;4", ESC]), max_size=30),
+    st.lists(st.integers(0, 400), max_size=8),
+)
+def test_pieces_cut_anywhere_look_at_each_moment_as_the_whole_does(parts: list[str], cuts: list[int]):
+    text = "".join(parts)
+    places = sorted({min(cut, len(text)) for cut in cuts} | {len(text)})
+    done, left, style, begin = [], "", "", 0
+    for end in places:
+        left += text[begin:end]
+        shown = advance(left, style)
+        done += shown.done
+        left, style, begin = left[shown.taken :], shown.style, end
+        assert by_character([*done, *shown.open]) == by_character(segments(text[:end]))
+
+
+def by_character(pieces: list[Segment]) -> list[tuple[str, str]]:
+    return [(classes, character) for classes, piece in pieces for character in piece]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("a", 0),
+        ("a\r", 1),
+        ("a\r\n", 0),
+        (ESC, 1),
+        (f"a{ESC}[3", 3),
+        (f"{ESC}[31m", 0),
+        (f"{ESC}]0;t", 5),
+        (f"{ESC}]0;t{ESC}", 6),
+    ],
+)
+def test_what_means_nothing_without_what_follows_is_counted(text: str, count: int):
+    assert unfinished(text) == count
+
+
+def test_a_very_long_line_is_not_kept_open_for_ever():
+    shown = advance("x" * (LONGEST_OPEN + 10) + f"{ESC}[3")
+    assert shown.taken == LONGEST_OPEN + 10
+    assert not any(piece for _, piece in shown.open)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import resource
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kytecron.core.ansi import segments, unfinished
 from kytecron.core.states import Status
 from kytecron.engine.output import BLOCK, MASKED, PIECE, Mask, Output
 from kytecron.engine.runner import Ended, Progressed
@@ -155,6 +157,37 @@ def test_the_kept_halves_are_the_same_in_whatever_pieces_the_text_came(
     assert kept[0].endswith(newest.decode(errors="ignore"))
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"a \x1b[3", b"2mgreen\x1b[0m\n"],
+        [b"a\r", b"\nb\n"],
+        [b"\x1b]0;ti", b"tle\x07b\n"],
+        ["é".encode()[:1], "é".encode()[1:] + b"\n"],
+    ],
+)
+@pytest.mark.parametrize("limit", [1_000_000, 0, 8])
+def test_no_live_piece_ends_in_half_a_sequence(pieces: list[bytes], limit: int) -> None:
+    output = Output(limit, Mask())
+    shown = []
+    for piece in pieces:
+        output.feed(piece)
+        while chunk := output.take():
+            shown.append(chunk.text)
+    assert "".join(shown) == b"".join(pieces).decode()
+    if limit != 8:
+        assert not any(unfinished(text) for text in shown)
+
+
+def test_the_kept_end_of_a_long_output_does_not_begin_in_a_sequence() -> None:
+    for limit in range(20, 60):
+        output = Output(limit, Mask())
+        output.feed(b"x" * 100 + b"\x1b[1;32mgreen\x1b[0m and plain\n")
+        output.finish()
+        text = "".join(piece for _, piece in segments(output.rest()[0].partition("cut ...]\n")[2]))
+        assert not re.search(r"[0-9;\[]+m", text), (limit, text)
+
+
 def test_a_cut_never_splits_a_character() -> None:
     for limit in range(20, 40):
         text = printed("☃".encode() * 100, limit=limit)
@@ -224,6 +257,60 @@ def test_secrets_are_masked_in_all_that_a_run_leaves(runs: Runs) -> None:
     assert "hunter22" not in str(failed)
     skipped = runs.run(f"{body}raise SkipRun(token)", secrets=secrets)
     assert skipped.skipped_reason == "***"
+
+
+ENCODINGS = {
+    "repr": "repr(key)",
+    "ascii": "ascii(key)",
+    "bytes": "repr(key.encode())",
+    "JSON": "json.dumps({'k': key})",
+    "JSON in UTF-8": "json.dumps([key], ensure_ascii=False)",
+    "an address": "'https://x/?k=' + urllib.parse.quote(key)",
+    "a part of a path": "urllib.parse.quote(key, safe='')",
+    "a form": "urllib.parse.urlencode({'k': key})",
+    "lower-case quoting": "re.sub('%..', lambda code: code[0].lower(), urllib.parse.quote(key, safe=''))",
+    "base64": "base64.b64encode(key.encode()).decode()",
+    "base64 for addresses": "base64.urlsafe_b64encode(key.encode()).decode().rstrip('=')",
+    "base64 in lines": "base64.encodebytes(key.encode()).decode()",
+    "base64 of a line": "base64.b64encode(key.encode() + bytes([10])).decode()",
+    "hexadecimal": "key.encode().hex()",
+    "indented": "textwrap.indent(key, '    ')",
+}
+SECRETS = {
+    "short": "p/ss+wörd \"x\" 'y'",
+    "several lines": "-----BEGIN KEY-----\n" + "Zm9vYmFy+/hidden=\n" * 8 + "-----END KEY-----",
+}
+
+
+@pytest.mark.parametrize("written", ENCODINGS.values(), ids=list(ENCODINGS))
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=list(SECRETS))
+def test_a_secret_is_masked_in_whatever_common_encoding_a_run_leaves_it(
+    runs: Runs, written: str, secret: str
+) -> None:
+    body = (
+        "import base64, json, re, textwrap, urllib.parse\n"
+        f"key = self.secrets['key']\ntext = {written}\n"
+        "print('<' + text + '>')\nself.progress(50, '<' + text + '>')\n"
+    )
+    execution_id = runs.start(f"{body}return ['<' + text + '>']", secrets={"key": secret})
+    done = runs.outcome(execution_id)
+    failed = runs.run(
+        f"{body}error = ValueError(text)\nerror.add_note(text)\nraise error", secrets={"key": secret}
+    )
+    skipped = runs.run(f"{body}raise SkipRun(text)", secrets={"key": secret})
+    left = f"{done} {runs.of(Progressed, execution_id)} {failed} {skipped}"
+    scope = {"key": secret, **{name: __import__(name) for name in ("base64", "json", "re", "textwrap")}}
+    scope["urllib"] = __import__("urllib.parse")
+    given_away = {line.strip(" []{}'\"") for line in eval(written, scope).splitlines()}
+    for line in given_away:
+        assert len(line) < 12 or line not in left, line
+    assert (failed.error or "").startswith("ValueError: ")
+    assert "***" in left
+
+
+def test_a_secret_that_is_a_number_is_masked_as_one(runs: Runs) -> None:
+    body = "return [int(self.secrets['pin']), 12345, {'deep': [12345678]}]"
+    assert runs.run(body, secrets={"pin": "12345678"}).result == ["***", 12345, {"deep": ["***"]}]
 
 
 def test_what_is_cut_short_never_ends_in_half_a_secret(runs: Runs) -> None:

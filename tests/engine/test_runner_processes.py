@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import pytest
 
 from kytecron.core.states import Status
 from kytecron.engine.forkserver import SPARES
-from kytecron.engine.runner import Ended, Refused, Runner, Started
+from kytecron.engine.runner import Call, Ended, Progressed, Refused, Runner, Started
 from kytecron.engine.server import BOOT
 from tests.runs import Runs, children_of, is_alive, wait_until
 
@@ -32,10 +33,10 @@ ESCAPE = """
             os.setsid()
             if os.fork() == 0:
                 with open("escaped.tmp", "w") as file: file.write(str(os.getpid()))
-                os.rename("escaped.tmp", "escaped")
+                os.rename("escaped.tmp", "../../escaped")  # the job directory: ours is gone with the run
                 stay()
             os._exit(0)
-        while not os.path.exists("escaped"): time.sleep(0.005)
+        while not os.path.exists("../../escaped"): time.sleep(0.005)
 """
 
 
@@ -180,10 +181,66 @@ def test_a_job_that_closes_its_descriptors_still_reports_its_end(runs: Runs) -> 
     assert runs.run(job(execute)).result == "reported"
 
 
-def test_a_job_that_closes_its_channel_all_the_same_fails_and_says_why(runs: Runs) -> None:
-    outcome = runs.run("os.closerange(3, 100_000); return 1")
-    assert (outcome.status, outcome.error) == (Status.FAILED, "exited with status 1")
-    assert "OSError: [Errno 9] Bad file descriptor" in outcome.output
+@pytest.mark.parametrize(
+    "closing",
+    [
+        *(f"os.closerange(3, {end})" for end in (256, 1024, 4096, 5000, 65536, 1_048_576)),
+        "os.closerange(3, os.sysconf('SC_OPEN_MAX'))",
+        "os.closerange(0, 5000)",
+        "for fd in os.listdir('/proc/self/fd'):\n    try: os.close(int(fd))\n    except OSError: pass",
+        "import subprocess; os.closerange(3, 5000); subprocess.run(['true'], close_fds=True, check=True)",
+    ],
+)
+def test_a_job_that_closes_all_descriptors_talks_to_its_worker_as_before(runs: Runs, closing: str) -> None:
+    body = textwrap.dedent("""
+    import resource
+    self.progress(10, "before")
+    {}
+    self.progress(50, "after")
+    answers = [self.heartbeat()]
+    os.closerange(3, 5000)
+    answers.append(self.api.find_job(1))
+    # A file that has the number of the channel is the job's own.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4097, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    os.closerange(3, 5000)
+    others = [os.dup2(os.open(f"{{self.execution.id}}.txt", os.O_CREAT | os.O_RDWR), number) for number in (3, 4095)]
+    answers.append(self.heartbeat())
+    return [answers, os.fstat(4095).st_size]
+    """).format(closing)
+    execution_id = runs.start(body)
+    call = runs.wait_for(Call, execution_id)
+    runs.runner.reply(execution_id, call.call_id, result="answered")
+    outcome = runs.outcome(execution_id)
+    assert (outcome.status, outcome.result) == (Status.COMPLETED, [[True, "answered", True], 0]), outcome
+    assert runs.of(Progressed, execution_id)[-1].note == "after"
+
+
+def test_a_job_that_cannot_reach_its_worker_any_more_fails_and_says_why(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kytecron.engine.runner._open_door", lambda: (None, ""))
+    runs = make_runs()
+    outcome = runs.run("print('worked'); os.closerange(3, 100_000); return 1")
+    error = "the job closed its connection to the worker, so how it ended is not known"
+    assert (outcome.status, outcome.error, outcome.output) == (Status.FAILED, error, "worked\n")
+    told = runs.run("os.closerange(3, 100_000); self.heartbeat()")
+    assert (told.status, told.error, told.output) == (Status.FAILED, error, "")
+
+
+def test_nobody_but_a_run_comes_in_by_the_door(runs: Runs) -> None:
+    def come_in() -> socket.socket:
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(f"\0{runs.runner._address}")
+        return caller
+
+    execution_id = runs.start("while not os.path.exists('go'): time.sleep(0.005)\nreturn 'its own'")
+    runs.pid(execution_id)
+    strangers = [come_in() for _ in range(20)]
+    for stranger in strangers:
+        assert stranger.recv(1) == b""
+        stranger.close()
+    (runs.directory / "go").touch()
+    assert runs.outcome(execution_id).result == "its own"
 
 
 def test_a_job_finds_no_descriptors_but_its_own(runs: Runs) -> None:
@@ -225,17 +282,23 @@ def test_a_run_with_secrets_hides_its_memory_from_other_jobs(runs: Runs) -> None
     assert runs.run(body).result == [1, 1]
 
 
-def test_a_job_runs_in_the_job_directory_in_a_session_of_its_own(runs: Runs) -> None:
+def test_a_job_runs_in_a_directory_of_its_own_in_a_session_of_its_own(runs: Runs) -> None:
     body = "return [os.getcwd(), os.getsid(0) == os.getpid() == os.getpgid(0), os.umask(0), sys.stdin.read(), sys.argv]"
-    assert runs.run(body).result == [str(runs.directory), True, 0o022, "", ["<job 12 v3>"]]
+    directory, *rest = runs.run(body).result
+    assert Path(directory).parent.parent == runs.directory
+    assert rest == [True, 0o022, "", ["<job 12 v3>"]]
 
 
-def test_a_job_that_removes_the_job_directory_takes_it_from_no_later_run(runs: Runs) -> None:
-    remove = "import shutil; shutil.rmtree(os.getcwd())"
+@pytest.mark.parametrize("what", [".", "..", "../.."])
+def test_a_job_that_removes_its_directory_or_all_of_them_takes_it_from_no_later_run(
+    runs: Runs, what: str
+) -> None:
+    remove = f"import shutil; shutil.rmtree(os.path.abspath({what!r}))"
+    body = "open('mine', 'w').close(); return os.listdir()"
     assert runs.run(remove).status is Status.COMPLETED
-    assert runs.run("open('mine', 'w'); return os.getcwd()").result == str(runs.directory)
+    assert [runs.run(body).result for _ in range(2 * SPARES)] == [["mine"]] * 2 * SPARES
     runs.run(f"{remove}; os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)")
-    assert runs.run("return os.getcwd()").result == str(runs.directory)
+    assert [runs.run(body).result for _ in range(2 * SPARES)] == [["mine"]] * 2 * SPARES
 
 
 def test_each_run_has_its_own_random_numbers(runs: Runs) -> None:
@@ -384,6 +447,17 @@ def test_sigkill_of_the_supervising_process_takes_everything_with_it(runner_proc
     assert is_alive(escaped)
     process.kill()
     wait_until(lambda: not any(map(is_alive, (leader, escaped, server))), 3)
+
+
+def test_a_stopped_fork_server_and_its_runs_do_not_outlive_the_supervising_process(
+    runner_process: RunnerProcess,
+) -> None:
+    process, leader, escaped = runner_process(job("escape()\nstay()"), 600)
+    server = int(Path(f"/proc/{leader}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGSTOP)
+    wait_until(lambda: " T " in Path(f"/proc/{server}/stat").read_text())
+    process.kill()
+    wait_until(lambda: not any(map(is_alive, (leader, escaped, server))))
 
 
 def test_a_lease_ends_on_time_while_the_supervising_process_is_stopped(runner_process: RunnerProcess) -> None:

@@ -102,7 +102,7 @@ def test_a_call_that_is_interrupted_leaves_the_channel_usable(make_runs: Callabl
             finally:
                 print("interrupted")
         def tear_down(self):
-            while not os.path.exists("answered"):
+            while not os.path.exists("../../answered"):
                 time.sleep(0.005)
             print(self.api.find_job("again"), self.heartbeat())
     """

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
+import textwrap
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from cryptography.fernet import Fernet
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
-from kytecron.services import deadletters, lifecycle
+from kytecron.services import deadletters, jobapi, lifecycle, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
-from kytecron.store.models import CronJob, CronJobExecution, CronJobOutput, CronWorkerRecord
+from kytecron.store.models import CronAudit, CronJob, CronJobExecution, CronJobOutput, CronWorkerRecord
 from tests.factories import add_worker
 from tests.workers import (
     Journal,
@@ -214,6 +217,61 @@ def test_a_job_that_asks_for_what_no_database_can_answer_is_told_and_harms_nobod
         lifecycle.trigger(session, job.id, actor=ANNA)
         wait_for_statuses(session, job, "completed")
         assert worker.stop()["completed"] == 1
+
+
+def test_what_a_job_asks_for_gives_none_of_its_secrets_away(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    key = Fernet.generate_key().decode()
+    keyed = dataclasses.replace(settings, secrets_keys=key)
+    body = """
+    key = self.secrets["KEY"]
+    self.api.trigger("other", note="for " + key)
+    address = "https://x/?k=" + urllib.parse.quote(key)
+    for given in ({"k": key}, {key: 1}, {"deep": [{"url": address}]}, {"n": [7777777]}):
+        try:
+            self.api.trigger("other", parameters=given)
+        except RuntimeError as error:
+            note(self, str(error))
+    """
+    code = journal.code("import urllib.parse\n" + textwrap.dedent(body))
+    job = make_job(session, code, name="asks", max_retries=0)
+    make_job(session, journal.code(), name="other")
+    for name, value in {"KEY": "swordfish/alpha", "PIN": "7777777"}.items():
+        secrets.set_secret(session, name, value, ANNA, keyed)
+        secrets.grant(session, job.id, name, ANNA)
+    with working(settings, secrets_keys=key):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed")
+    refusal = "parameters hold the value of a secret of this job"
+    said = [entry["what"] for entry in journal.entries() if refusal in entry["what"]]
+    assert len(said) == 4
+    (run,) = [run for run in executions(session) if run.origin == "trigger"]
+    assert run.note == "for ***"
+    for row in session.scalars(sa.select(CronAudit)):
+        assert "swordfish" not in f"{row.before} {row.after}"
+
+
+def test_a_job_that_triggers_without_end_is_stopped_by_a_bound_that_is_named(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    body = """
+    for number in range(1, 10_000):
+        try:
+            self.api.trigger("other")
+        except RuntimeError as error:
+            note(self, str(error))
+            break
+    """
+    job = make_job(session, journal.code(textwrap.dedent(body)), name="asks", max_retries=0)
+    make_job(session, journal.code(), name="other", worker_tag="nowhere", overlap_policy="allow")
+    with working(settings):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for_statuses(session, job, "completed")
+    (said,) = [entry["what"] for entry in journal.entries() if "minute" in entry["what"]]
+    assert said.startswith(f"A job may trigger {jobapi.RUNS_PER_MINUTE} runs in a minute. Try again in ")
+    asked = sum(run.origin == "trigger" for run in executions(session))
+    assert asked >= jobapi.RUNS_PER_MINUTE, "a minute may have ended meanwhile"
 
 
 def test_a_worker_starts_nothing_that_the_ledger_says_it_holds_and_it_did_not_claim(

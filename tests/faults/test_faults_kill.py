@@ -19,6 +19,7 @@ from tests.faults.scene import (
     SHORT,
     clockwork,
     crew,
+    descendants,
     in_the_end,
     keeps_going,
     kill_everything,
@@ -131,6 +132,40 @@ def test_a_job_that_kills_the_fork_server_ends_in_the_dead_letter_queue_and_the_
         in_the_end(session, journal, workers)
     session.refresh(job)
     assert job.in_dead_letter_queue
+
+
+def test_a_job_that_stops_the_fork_server_ends_in_the_dead_letter_queue_and_the_worker_goes_on(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(
+        session,
+        journal.code("while True: os.kill(os.getppid(), 19)"),  # SIGSTOP
+        **(NEVER_GIVE_UP | {"max_retries": 1}),
+    )
+    other = make_job(session, journal.code())
+    with crew(settings, 1, lease_seconds=60) as workers:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        runs = wait_for_statuses(session, job, "failed", "failed")
+        lifecycle.trigger(session, other.id, actor=ANNA)
+        wait_for_statuses(session, other, "completed")
+        in_the_end(session, journal, workers)
+    assert {run.error for run in runs} == {
+        "the process that starts the jobs did not answer for 10 s, and this run was killed with it"
+    }
+    session.refresh(job)
+    assert job.in_dead_letter_queue
+
+
+def test_a_worker_killed_while_a_job_keeps_its_fork_server_stopped_leaves_no_process(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    job = make_job(session, journal.code("os.kill(os.getppid(), 19)\ntime.sleep(600)"))
+    with working(settings, **(SHORT | {"lease_seconds": 60})) as doomed:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        (start,) = wait_for(lambda: journal.entries("start"))
+        pids = [start["pid"], *(child.pid for child in descendants(doomed.pid))]
+        doomed.kill()
+        wait_for(lambda: not any(alive(pid) for pid in pids), "its processes to be gone")
 
 
 def test_a_job_that_kills_its_worker_over_and_over_ends_in_the_dead_letter_queue(

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from kytecron.cli import COMMANDS, load
 from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
+from kytecron.engine.output import Mask
 from kytecron.requestdb import db
 from kytecron.services import accounts, jobapi, lifecycle, retention, secrets
 from kytecron.services.audit import Actor
@@ -364,7 +365,7 @@ def test_what_workers_change_by_themselves_is_in_the_audit_log(
         given_up = session.scalars(query).one()
         assert (given_up.actor, given_up.source, given_up.subject_name) == ("worker", "worker", "dead")
         assert "hopeless" in str(given_up.after)
-        jobapi.answer_call(session, "subject", "trigger", {"job": "hourly"})
+        jobapi.answer_call(session, jobapi.Caller(1, "subject", Mask()), "trigger", {"job": "hourly"})
         removed = retention.prune(database_tools.make_sessions(db.engine), settings)
     asked, pruned = scene.rows()
     assert (asked.action, asked.actor, asked.source) == ("trigger", "job subject", "worker")

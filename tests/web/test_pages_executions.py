@@ -8,8 +8,10 @@ from datetime import timedelta
 
 import pytest
 from flask import Flask
+from markupsafe import Markup
 from werkzeug.test import TestResponse
 
+from kytecron.core.ansi import LONGEST_OPEN, segments
 from kytecron.core.states import Claim, Outcome, Status
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
@@ -259,9 +261,11 @@ def test_colours_go_on_from_piece_to_piece(app: Flask, viewer: Visitor) -> None:
     assert 'plain <span class="ansi-bold ansi-red">red</span>' in page
     say(app, held, 2, " still red\x1b[0m plain")
     second = follow(viewer, page).text
-    assert second.startswith('<span class="ansi-bold ansi-red"> still red</span> plain')
-    say(app, held, 3, "again")
-    assert follow(viewer, second).text.startswith("again")
+    assert 'plain <span class="ansi-bold ansi-red">red still red</span> plain' in second
+    say(app, held, 3, "again\n")
+    assert follow(viewer, second).text.startswith(
+        'plain <span class="ansi-bold ansi-red">red still red</span> plainagain\n'
+    )
 
 
 def test_a_progress_bar_ends_as_one_line(app: Flask, viewer: Visitor) -> None:
@@ -277,6 +281,76 @@ def test_a_progress_bar_ends_as_one_line(app: Flask, viewer: Visitor) -> None:
     assert last.headers["HX-Retarget"] == "#log"
     assert last.headers["HX-Reswap"] == "innerHTML"
     assert last.text.strip() == "start\n100%"
+
+
+class Screen:
+    """What a reader of a log sees: what has come, and in the last element what the next piece replaces."""
+
+    def __init__(self, visitor: Visitor, page: str) -> None:
+        self.visitor = visitor
+        self.done = ""
+        self._take(page[page.index("data-follow>") + len("data-follow>") :].partition("</div>")[0])
+
+    def _take(self, html: str) -> None:
+        done, found, asking = html.partition('<span hx-get="')
+        self.done += done
+        self.asking = found + asking
+        self.open = asking.partition('hx-swap="outerHTML">')[2].removesuffix("</span>") if found else ""
+
+    def look(self) -> str:
+        """All that is shown, after asking once for what is new."""
+        if self.asking:
+            answer = follow(self.visitor, self.asking)
+            if answer.headers.get("HX-Retarget") == "#log":
+                self.done = ""
+            if answer.status_code == 200:
+                self._take(answer.text.rstrip("\n") if not self.done else answer.text)
+        return Markup(re.sub("<[^>]+>", "", self.done + self.open)).unescape()
+
+
+LIVE_PIECES = {
+    "a bar without an end of line": ["10%", "\r20%", "\r40%\r", "50%", "\r"],
+    "a bar after lines": ["one\ntwo\n 1%", "\r 2%", "\r100%\nthree\n", "\r"],
+    "a colour cut in two": ["a \x1b[3", "2mgreen\x1b", "[0m plain\n", "x"],
+    "a colour that an overwritten part set": ["\x1b[31m10%", "\r20%", "\r30%\n", "red\x1b[0m\n"],
+    "a title cut in two": ["\x1b]0;my ti", "tle\x07shown\n", "\x1b]8;;http://x\x1b", "\\link\n"],
+    "an end of line cut in two": ["one\r", "\ntwo\r", "\n", "three"],
+    "an erased line": ["working...", "\r\x1b[", "2Kdone", "\n"],
+    "dots": [".", ".", ".", "\n", ".", "."],
+    "markup": ["<b", ">&amp;", "\r<i>\n"],
+}
+
+
+@pytest.mark.parametrize("pieces", LIVE_PIECES.values(), ids=list(LIVE_PIECES))
+@pytest.mark.parametrize("ends", [False, True], ids=["live", "ended"])
+def test_a_log_in_pieces_looks_at_each_moment_as_the_whole_does(
+    app: Flask, viewer: Visitor, pieces: list[str], ends: bool
+) -> None:
+    job = make_job(app)
+    trigger(app, job)
+    held = claim(app)
+    screen = Screen(viewer, viewer.get("/executions/1").text)
+    for number, piece in enumerate(pieces, start=1):
+        if ends and number == len(pieces):
+            settle(app, held, output=piece)
+        else:
+            say(app, held, number, piece)
+        whole = "".join(text for _, text in segments("".join(pieces[:number])))
+        assert screen.look().rstrip("\n") == whole.rstrip("\n")
+
+
+def test_a_line_that_grows_for_minutes_is_not_sent_again_and_again(app: Flask, viewer: Visitor) -> None:
+    job = make_job(app)
+    trigger(app, job)
+    held = claim(app)
+    screen = Screen(viewer, viewer.get("/executions/1").text)
+    for number in range(1, 200):
+        say(app, held, number, f"\r{number:3}% " + "#" * 300)
+    assert screen.look() == "199% " + "#" * 300
+    assert "line=199" in screen.asking
+    say(app, held, 200, "." * (LONGEST_OPEN + 1))
+    assert screen.look() == "199% " + "#" * 300 + "." * (LONGEST_OPEN + 1)
+    assert screen.open == ""
 
 
 def test_of_a_very_long_log_the_end_is_shown_and_all_of_it_downloaded(
