@@ -32,6 +32,7 @@ AREAS = {
     "jobs": "Jobs",
     "executions": "Executions",
     "versions": "Versions and contents",
+    "people": "People, tokens, secrets, settings",
     "system": "Workers, locks, audit",
 }
 
@@ -49,6 +50,9 @@ PROBLEMS = {
 LINKED = {
     "JobDetail": {"job_id": "/id", "version": "/current_version"},
     "ExecutionDetail": {"execution_id": "/id"},
+    "User": {"user_id": "/id"},
+    "NewToken": {"token_id": "/id"},
+    "Secret": {"secret_id": "/id"},
 }
 """By which field of an answer one goes on to which parameter of other operations."""
 

@@ -55,7 +55,7 @@ def given(options: Mapping[str, Any], manager: CronJobManager, code_file: str | 
     except Invalid as invalid:
         wrong |= invalid.fields
     if wrong:
-        others = {name: text for name, text in problems(fields).items() if name in fields}
+        others = {name: text for name, text in problems(console.actor(), fields).items() if name in fields}
         raise Invalid({**others, **wrong})
     return fields
 

@@ -247,7 +247,7 @@ def preview(
 
 
 def problems(actor: Actor, fields: Mapping[str, Any]) -> dict[str, str]:
-    """What is wrong with the fields of a new job, its `code` and `message` among them, as far as they tell. Raises Busy."""
+    """What is wrong with the fields of a new job, `code` and `message` among them, as far as they tell. Raises Busy."""
     rest = {name: value for name, value in fields.items() if name not in ("code", "message")}
     try:
         checked(rest, versions.problems_of(actor, fields.get("code"), fields.get("message", "")))
