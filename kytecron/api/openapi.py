@@ -163,14 +163,14 @@ def _header_parameters(one: Route) -> Iterator[dict[str, Any]]:
     if not (one.reads or one.tells_secret):
         yield _header(
             idempotency.FIELD,
-            r"^[0-9A-Za-z_-]{1,255}$",
+            r"^[!-~]{1,255}$",
             "A name for this request, such as a UUID: sent again within a day it gets the same answer, with "
             f"`{REPLAYED}: true`, and nothing is done twice",
         )
 
 
 def _header(name: str, pattern: str, text: str) -> dict[str, Any]:
-    schema = {"type": "string", "pattern": pattern}
+    schema = {"type": "string", "pattern": pattern, "minLength": 1}
     return {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
 
 
