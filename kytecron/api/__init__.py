@@ -1,4 +1,4 @@
-"""The JSON API under /api/v1: routes declared in jobs, executions, versions and system; see `routing`.
+"""The JSON API under /api/v1: routes declared in jobs, executions, versions, people and system; see `routing`.
 
 Beside it `/metrics`, for machines that watch.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Flask
 
-from . import errors, executions, jobs, metrics, routing, system, versions
+from . import errors, executions, jobs, metrics, people, routing, system, versions
 
-__all__ = ["executions", "jobs", "register", "system", "versions"]
+__all__ = ["executions", "jobs", "people", "register", "system", "versions"]
 
 
 def register(app: Flask) -> Blueprint:

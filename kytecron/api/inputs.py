@@ -27,7 +27,7 @@ from ..core.preview import MAX_PREVIEW
 from ..core.schedule import SCHEDULE_TYPES
 from ..core.source import EXAMPLE, MAX_BYTES
 from ..core.states import Origin, Status
-from ..services import bulk, jobs, transfer
+from ..services import accounts, bulk, jobs, secrets, transfer
 from ..store.queries import JOB_SORTS, JOB_STATUSES, MAX_LIMIT, NEVER_RAN
 from .bodies import Judged
 
@@ -391,3 +391,71 @@ class BulkBody(Body):
     tags: list[Word] = Field(default_factory=list, max_length=20, description="For the actions tag and untag")
     reason: Line = Field("", description="For the action disable, and the note of trigger")
     dry_run: bool = Field(False, description="Only tell what would be done")
+
+
+# -- bodies about people -------------------------------------------------------------------------------------
+
+Role = Literal[accounts.ROLES]  # type: ignore[valid-type]
+
+
+class NewUser(Body, Judged):
+    """Who may sign in from now on."""
+
+    username: str = Field(min_length=1, max_length=accounts.MAX_USERNAME)
+    role: Role
+    password: Annotated[str, Field(max_length=accounts.MAX_PASSWORD)] | None = Field(
+        None, description="null where they are to sign in by a link, and to choose one"
+    )
+
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        found = accounts.user_problems(
+            given.get("username", ""), given.get("password"), given.get("role", "")
+        )
+        return _of_given(found, given)
+
+
+class UserChanges(Body):
+    """What is to change of a user; the rest stays as it is."""
+
+    role: Role | None = Field(None, description="Ends their sessions, and revokes tokens of theirs above it")
+    enabled: bool | None = Field(None, description="false ends their sessions and revokes their tokens")
+
+
+class NewTokenBody(Body, Judged):
+    """What a token is for, and what it may do."""
+
+    name: str = Field(min_length=1, max_length=100)
+    role: Role
+    expires_days: int | None = Field(
+        None, ge=1, le=accounts.MAX_TOKEN_DAYS, description="It never ends where left out"
+    )
+
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        found = accounts.token_problems(given.get("name", "").strip(), given.get("role", ""), None)
+        return _of_given(found, given)
+
+
+SecretValue = Annotated[str, Field(min_length=1, max_length=secrets.MAX_VALUE_BYTES)]
+
+
+class NewSecret(Body, Judged):
+    """A value for jobs, by its name."""
+
+    name: str = Field(min_length=1, max_length=100, description="Such as API_KEY")
+    value: SecretValue = Field(description="Never answered")
+
+    @classmethod
+    def further_problems(cls, given: dict[str, Any]) -> dict[str, str]:
+        return _of_given(secrets.problems(given.get("name", ""), given.get("value", "")), given)
+
+
+class SecretChange(Body):
+    """Another value."""
+
+    value: SecretValue = Field(description="Never answered")
+
+
+def _of_given(found: dict[str, str], given: dict[str, Any]) -> dict[str, str]:
+    return {name: text for name, text in found.items() if name in given}

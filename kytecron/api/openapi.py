@@ -32,6 +32,7 @@ AREAS = {
     "jobs": "Jobs",
     "executions": "Executions",
     "versions": "Versions and contents",
+    "people": "People, tokens, secrets, settings",
     "system": "Workers, locks, audit",
 }
 
@@ -49,6 +50,9 @@ PROBLEMS = {
 LINKED = {
     "JobDetail": {"job_id": "/id", "version": "/current_version"},
     "ExecutionDetail": {"execution_id": "/id"},
+    "User": {"user_id": "/id"},
+    "NewToken": {"token_id": "/id"},
+    "Secret": {"secret_id": "/id"},
 }
 """By which field of an answer one goes on to which parameter of other operations."""
 
@@ -159,14 +163,14 @@ def _header_parameters(one: Route) -> Iterator[dict[str, Any]]:
     if not (one.reads or one.tells_secret):
         yield _header(
             idempotency.FIELD,
-            r"^[0-9A-Za-z_-]{1,255}$",
+            r"^[!-~]{1,255}$",
             "A name for this request, such as a UUID: sent again within a day it gets the same answer, with "
             f"`{REPLAYED}: true`, and nothing is done twice",
         )
 
 
 def _header(name: str, pattern: str, text: str) -> dict[str, Any]:
-    schema = {"type": "string", "pattern": pattern}
+    schema = {"type": "string", "pattern": pattern, "minLength": 1}
     return {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
 
 

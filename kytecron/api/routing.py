@@ -128,7 +128,8 @@ class Route:
     @property
     def stateful(self) -> bool:
         """It is about one job, whose ETag If-Match may name."""
-        return "job_id" in self.numbers and (not self.reads or self.path == "/jobs/{job_id}")
+        about_a_job = self.path.startswith("/jobs/{job_id}")
+        return about_a_job and (not self.reads or self.path == "/jobs/{job_id}")
 
     @property
     def name(self) -> str:

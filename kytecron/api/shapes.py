@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any, Generic, Self, TypeVar
@@ -18,6 +18,9 @@ from ..store.models import (
     CronAudit,
     CronJob,
     CronJobExecution,
+    CronSecret,
+    CronToken,
+    CronUser,
     CronWorkerRecord,
     KyteCronJobVersion,
     KyteCronJobVersionContent,
@@ -518,6 +521,98 @@ class ContentStats(Shape):
     compression_rate: float | None
     saved_rate: float | None
     top_shared: list[SharedContent]
+
+
+# -- people --------------------------------------------------------------------------------------------------
+
+
+class User(Shape):
+    """Somebody who may sign in, unless they are locked out."""
+
+    id: int
+    username: str
+    role: str
+    enabled: bool
+    created_at: datetime
+    last_login_at: datetime | None
+
+    @classmethod
+    def of(cls, row: CronUser) -> Self:
+        return cls.model_construct(**_attributes(row, cls))
+
+
+class SignInLink(Shape):
+    """A link that signs somebody in once."""
+
+    url: str = Field(description="Without `KYTECRON_PUBLIC_URL` the path alone")
+    expires_in_seconds: int
+
+
+class SignedOut(Shape):
+    """What was ended."""
+
+    sessions: int
+
+
+class Token(Shape):
+    """An API token, without the token itself."""
+
+    id: int
+    name: str
+    role: str
+    created_at: datetime
+    created_by: str | None
+    expires_at: datetime | None = Field(description="null where it never ends")
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+    @classmethod
+    def of(cls, row: CronToken, **more: Any) -> Self:
+        return cls.model_construct(**_attributes(row, cls, *more), **more)
+
+
+class NewToken(Token):
+    """An API token as it is shown once."""
+
+    token: str
+
+
+class GrantedJob(Shape):
+    """A job that may read a secret."""
+
+    id: int
+    name: str
+
+
+class Secret(Shape):
+    """A value for jobs, without the value."""
+
+    id: int
+    name: str
+    created_at: datetime
+    updated_at: datetime
+    updated_by: str | None
+    jobs: list[GrantedJob] = Field(description="Those that may read it")
+
+    @classmethod
+    def of(cls, row: CronSecret, jobs: Iterable[CronJob]) -> Self:
+        granted = [GrantedJob.model_construct(id=job.id, name=job.name) for job in jobs]
+        return cls.model_construct(jobs=granted, **_attributes(row, cls, "jobs"))
+
+
+class Setting(Shape):
+    """A setting of the web application; of one that is secret only whether it is set."""
+
+    variable: str
+    value: str
+    help: str
+    secret: bool
+
+
+class SettingsShown(Shape):
+    """What the web application is set to. Workers have settings of their own."""
+
+    items: list[Setting]
 
 
 # -- system --------------------------------------------------------------------------------------------------

@@ -46,10 +46,9 @@ def _password(from_input: bool) -> str:
 def _print_link(username: str, err: bool = False) -> None:
     token = accounts.create_sign_in_link(console.database(), console.actor(), username)
     minutes = int(accounts.LINK_LIFETIME.total_seconds() // 60)
-    address = console.settings().public_url.rstrip("/")
-    where = "" if address else ", behind the address of your pages"
+    where = "" if console.settings().public_url else ", behind the address of your pages"
     console.note(f"This link signs {username} in once, within {minutes} minutes{where}:")
-    click.echo(f"{address}/sign-in/{token}", err=err)
+    click.echo(accounts.sign_in_address(token, console.settings()), err=err)
 
 
 @users.command("list")

@@ -88,6 +88,14 @@ def create_user(session: Session, username: str, password: str | None, role: str
 
     Raises Invalid naming `username`, `password` or `role`.
     """
+    if wrong := user_problems(username, password, role):
+        raise Invalid(wrong)
+    # Hashing takes a tenth of a second: never while a transaction holds locks.
+    return _insert_user(session, username, None if password is None else _hash(password), role, actor)
+
+
+def user_problems(username: str, password: str | None, role: str) -> dict[str, str]:
+    """What is wrong with a new user, by field."""
     wrong: dict[str, str] = {}
     if not USERNAME.fullmatch(username):
         wrong["username"] = (
@@ -97,10 +105,7 @@ def create_user(session: Session, username: str, password: str | None, role: str
         wrong["password"] = problem
     if role not in ROLES:
         wrong["role"] = _role_problem()
-    if wrong:
-        raise Invalid(wrong)
-    # Hashing takes a tenth of a second: never while a transaction holds locks.
-    return _insert_user(session, username, None if password is None else _hash(password), role, actor)
+    return wrong
 
 
 @transactional
@@ -463,25 +468,18 @@ def create_token(
     actor: Actor,
     *,
     creator_role: str = "admin",
+    creator_token: int | None = None,
 ) -> tuple[CronToken, str]:
     """A new API token: its row, and the token itself, which is never shown again.
 
     `creator_role` is the role of whoever asks (the command line is an administrator). A token made in the pages
-    ends with its maker: disabling or deleting them revokes it, a lower role revokes what reaches above it.
+    ends with its maker: disabling or deleting them revokes it, a lower role revokes what reaches above it. The
+    same holds for a token made with a token of theirs, `creator_token`.
 
     Raises Invalid naming `name`, `role` or `expires_days`, and Forbidden for a role above the creator's.
     """
     name = name.strip()
-    wrong: dict[str, str] = {}
-    if not 1 <= len(name) <= 100:
-        wrong["name"] = "name must be 1 to 100 characters saying what the token is for"
-    elif problem := name_problem(name):
-        wrong["name"] = f"name {problem}"
-    if role not in ROLES:
-        wrong["role"] = _role_problem()
-    if expires_days is not None and not 1 <= expires_days <= MAX_TOKEN_DAYS:
-        wrong["expires_days"] = f"expires_days must be 1 to {MAX_TOKEN_DAYS} days, or nothing for no end"
-    if wrong:
+    if wrong := token_problems(name, role, expires_days):
         raise Invalid(wrong)
     if not allows(creator_role, role):
         raise Forbidden(f"A token cannot have a higher role than its maker's: {creator_role}")
@@ -492,7 +490,7 @@ def create_token(
         role=role,
         kind="api",
         created_at=now,
-        created_by=_maker(actor),
+        created_by=_maker(actor) if creator_token is None else _maker_by_token(session, creator_token, actor),
         expires_at=None if expires_days is None else now + timedelta(days=expires_days),
     )
     session.add(token)
@@ -508,11 +506,33 @@ def create_token(
     return token, plain
 
 
+def token_problems(name: str, role: str, expires_days: int | None) -> dict[str, str]:
+    """What is wrong with a new API token, by field."""
+    wrong: dict[str, str] = {}
+    if not 1 <= len(name) <= 100:
+        wrong["name"] = "name must be 1 to 100 characters saying what the token is for"
+    elif problem := name_problem(name):
+        wrong["name"] = f"name {problem}"
+    if role not in ROLES:
+        wrong["role"] = _role_problem()
+    if expires_days is not None and not 1 <= expires_days <= MAX_TOKEN_DAYS:
+        wrong["expires_days"] = f"expires_days must be 1 to {MAX_TOKEN_DAYS} days, or nothing for no end"
+    return wrong
+
+
 def list_tokens(session: Session) -> Sequence[CronToken]:
     """All API tokens, revoked and expired ones too, the newest first."""
     return session.scalars(
         sa.select(CronToken).where(CronToken.kind == "api").order_by(CronToken.id.desc())
     ).all()
+
+
+def get_token(session: Session, token_id: int) -> CronToken:
+    """An API token's row. Raises NotFound."""
+    token = session.get(CronToken, token_id)
+    if token is None or token.kind != "api":
+        raise NotFound(f"Token {token_id} does not exist")
+    return token
 
 
 @transactional
@@ -566,6 +586,19 @@ def _maker(actor: Actor) -> str:
     return (actor.name if actor.source == "web" else f"{actor.source}:{actor.name}")[:100]
 
 
+def _maker_by_token(session: Session, token_id: int, actor: Actor) -> str:
+    """Whom a token that is made with another one belongs to: the user who made that one in the pages, if one did.
+
+    Raises Forbidden when the other one was revoked meanwhile. Whoever revokes all of a user's tokens waits for the
+    lock, and so finds the new one, too.
+    """
+    maker = session.get(CronToken, token_id, with_for_update=True, populate_existing=True)
+    if maker is None or maker.revoked_at is not None:
+        raise Forbidden("The token that this was asked with is revoked")
+    owner = maker.created_by or ""
+    return owner if USERNAME.fullmatch(owner) else _maker(actor)
+
+
 def _revoke_tokens_of(session: Session, user: CronUser, actor: Actor, *, left_with: str | None) -> None:
     """Revoke what the user made that reaches above the role they are left with (None: everything), and their links."""
     above = [role for role in ROLES if left_with is None or not allows(left_with, role)]
@@ -614,6 +647,14 @@ def create_sign_in_link(
     )
     audit.record(session, actor, "create_sign_in_link", ("user", user.id), name=user.username)
     return plain
+
+
+def sign_in_address(token: str, settings: Settings, below: str = "") -> str:
+    """Where the token of a link signs in. Without `public_url` the path alone, `below` a proxy's own.
+
+    Never from a request's Host header: whoever forges it would be sent the link's secret by who follows it.
+    """
+    return f"{settings.public_url.rstrip('/') or below}/sign-in/{token}"
 
 
 @transactional

@@ -28,15 +28,21 @@ MAX_VALUE_BYTES = 64 * 1024
 
 
 @transactional
-def set_secret(session: Session, name: str, value: str, actor: Actor, settings: Settings) -> CronSecret:
+def set_secret(
+    session: Session, name: str, value: str, actor: Actor, settings: Settings, *, replace: bool = True
+) -> CronSecret:
     """Store a value, or replace the one that `name` has. Nothing ever shows it again.
 
-    Raises Invalid naming `name` or `value`, or the setting that is missing in production.
+    Raises Invalid naming `name` (also for one that is taken, without `replace`) or `value`, or the setting that is
+    missing in production.
     """
-    _check(name, value)
+    if wrong := problems(name, value):
+        raise Invalid(wrong)
     ciphertext = _cipher(settings).encrypt(value.encode())
     now = db.now(session)
     row = session.scalar(sa.select(CronSecret).where(CronSecret.name == name).with_for_update())
+    if row is not None and not replace:
+        raise Invalid({"name": f"The name {name} is taken"})
     action = "replace" if row else "create"
     if row is None:
         row = CronSecret(name=name, created_at=now)
@@ -64,6 +70,14 @@ def delete_secret(session: Session, name: str, actor: Actor) -> None:
 def list_secrets(session: Session) -> Sequence[CronSecret]:
     """All secrets by name. Their values are not among what is read."""
     return session.scalars(sa.select(CronSecret).order_by(CronSecret.name)).all()
+
+
+def get_secret(session: Session, secret_id: int) -> CronSecret:
+    """A secret without its value. Raises NotFound."""
+    row = session.get(CronSecret, secret_id)
+    if row is None:
+        raise NotFound(f"Secret {secret_id} does not exist")
+    return row
 
 
 @transactional
@@ -100,14 +114,16 @@ def granted_names(session: Session, job_id: int) -> Sequence[str]:
     return session.scalars(query).all()
 
 
-def granted_jobs(session: Session) -> dict[int, list[CronJob]]:
-    """The jobs that may read each secret, by its id; in the order of their names, without deleted ones."""
+def granted_jobs(session: Session, secret_ids: Collection[int] | None = None) -> dict[int, list[CronJob]]:
+    """The jobs that may read each secret (None: all), by its id; in the order of their names, without deleted ones."""
     query = (
         sa.select(CronJobSecret.secret, CronJob)
         .join(CronJob, CronJob.id == CronJobSecret.cron_job)
         .where(CronJob.deleted_id == 0)
         .order_by(CronJobSecret.secret, CronJob.name)
     )
+    if secret_ids is not None:
+        query = query.where(CronJobSecret.secret.in_(secret_ids))
     rows = session.execute(query).all()
     return {secret: [job for _, job in group] for secret, group in groupby(rows, key=lambda row: int(row[0]))}
 
@@ -167,7 +183,8 @@ def rotate(session: Session, actor: Actor, settings: Settings) -> int:
     return len(rows)
 
 
-def _check(name: str, value: str) -> None:
+def problems(name: str, value: str) -> dict[str, str]:
+    """What is wrong with a secret, by field. The value is not told."""
     wrong: dict[str, str] = {}
     if not NAME.fullmatch(name):
         wrong["name"] = (
@@ -180,8 +197,7 @@ def _check(name: str, value: str) -> None:
     else:
         if not 1 <= size <= MAX_VALUE_BYTES:
             wrong["value"] = f"value must be 1 to {MAX_VALUE_BYTES} bytes; this one has {size}"
-    if wrong:
-        raise Invalid(wrong)
+    return wrong
 
 
 def _cipher(settings: Settings) -> MultiFernet:

@@ -30,6 +30,9 @@ from .models import (
     CronJobDependency,
     CronJobExecution,
     CronJobOutput,
+    CronSecret,
+    CronToken,
+    CronUser,
     CronWorkerRecord,
     KyteCronJobVersion,
     KyteCronJobVersionContent,
@@ -557,6 +560,9 @@ class AuditFilter:
 
 
 NEWEST_CHANGE_FIRST = Order("audit", (Key(CronAudit.__table__.c.id, True),))
+USERS_BY_NAME = Order("users", (Key(CronUser.username),))
+NEWEST_TOKEN_FIRST = Order("tokens", (Key(CronToken.id, descending=True),))
+SECRETS_BY_NAME = Order("secrets", (Key(CronSecret.name),))
 
 
 def audit_log(
@@ -576,6 +582,27 @@ def audit_log(
     )
     query = NEWEST_CHANGE_FIRST.page(sa.select(CronAudit).where(*conditions), cursor, limit)
     return NEWEST_CHANGE_FIRST.cut(list(session.scalars(query)), limit)
+
+
+# -- people --------------------------------------------------------------------------------------------------
+
+
+def users(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[CronUser]:
+    """Who may sign in, by name. Raises Invalid for `cursor`."""
+    query = USERS_BY_NAME.page(sa.select(CronUser), cursor, limit)
+    return USERS_BY_NAME.cut(list(session.scalars(query)), limit)
+
+
+def tokens(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[CronToken]:
+    """API tokens, revoked and expired ones too, the newest first. Raises Invalid for `cursor`."""
+    query = NEWEST_TOKEN_FIRST.page(sa.select(CronToken).where(CronToken.kind == "api"), cursor, limit)
+    return NEWEST_TOKEN_FIRST.cut(list(session.scalars(query)), limit)
+
+
+def secrets(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[CronSecret]:
+    """Secrets by name, without their values. Raises Invalid for `cursor`."""
+    query = SECRETS_BY_NAME.page(sa.select(CronSecret), cursor, limit)
+    return SECRETS_BY_NAME.cut(list(session.scalars(query)), limit)
 
 
 # -- helpers -------------------------------------------------------------------------------------------------

@@ -66,10 +66,7 @@ def link(user_id: int) -> str:
 def _link_for(username: str) -> str:
     token = accounts.create_sign_in_link(access.database(), access.actor(), username)
     minutes = int(accounts.LINK_LIFETIME.total_seconds() // 60)
-    link, root = url_for("auth.link", token=token), access.settings().public_url.rstrip("/")
-    if root:
-        # Never from the Host header: whoever forges it would be sent the link's secret by who follows it.
-        link = root + link.removeprefix(request.script_root)
+    link = accounts.sign_in_address(token, access.settings(), request.script_root)
     return _page(link=link, link_user=username, minutes=minutes)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..config import Settings
 from ..core.errors import Invalid
 from ..services import accounts, notify
+from ..services.showing import shown
 from . import access
 from .access import needs
 from .render import done
@@ -20,15 +19,6 @@ area = access.area("settings", __name__, "/settings")
 CHANNELS = [("slack", "Slack webhook"), ("email", "Email")]
 MAX_TARGET = 500
 TESTS_PER_MINUTE = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """One setting as anybody who administrates may see it."""
-
-    variable: str
-    value: str
-    help: str
 
 
 @area.get("")
@@ -47,22 +37,6 @@ def _page(**more: Any) -> str:
         "target": "",
     }
     return render_template("settings/page.html", **context | more)
-
-
-def shown(settings: Settings) -> list[Shown]:
-    """The settings in their order. Of a secret one only whether it is set."""
-    found = []
-    for item in fields(settings):
-        value = getattr(settings, item.name)
-        if item.metadata["secret"]:
-            text = "set" if value else "not set"
-        elif isinstance(value, bool):
-            text = "yes" if value else "no"
-        else:
-            number = f"{value:g}" if isinstance(value, float) else value
-            text = f"{number} {item.metadata['unit']}".strip()
-        found.append(Shown(f"KYTECRON_{item.name.upper()}", text, item.metadata["help"]))
-    return found
 
 
 @area.post("/test-message")

@@ -112,6 +112,22 @@ API_CHANGES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "POST /executions/{execution_id}/retry": ("/executions/{failed}/retry", {}, ["retry_now"]),
     "POST /executions/{execution_id}/rerun": ("/executions/{failed}/rerun", {}, ["rerun"]),
     "POST /locks/{execution_id}/release": ("/locks/{running}/release", {}, ["release_lock"]),
+    "POST /users": ("/users", {"username": "olga", "role": "viewer", "password": PASSWORD}, ["create"]),
+    "PATCH /users/{user_id}": (
+        "/users/{maria}",
+        {"role": "viewer", "enabled": False},
+        ["set_role", "disable", "revoke_token"],
+    ),
+    "DELETE /users/{user_id}": ("/users/{maria}", {}, ["delete", "revoke_token"]),
+    "POST /users/{user_id}/sign-in-link": ("/users/{maria}/sign-in-link", {}, ["create_sign_in_link"]),
+    "POST /users/{user_id}/sign-out": ("/users/{maria}/sign-out", {}, ["end_sessions"]),
+    "POST /tokens": ("/tokens", {"name": "ci", "role": "viewer"}, ["create_token"]),
+    "POST /tokens/{token_id}/revoke": ("/tokens/{token}/revoke", {}, ["revoke_token"]),
+    "POST /secrets": ("/secrets", {"name": "NEW", "value": "another"}, ["create"]),
+    "PUT /secrets/{secret_id}": ("/secrets/{spare}", {"value": "another"}, ["replace"]),
+    "DELETE /secrets/{secret_id}": ("/secrets/{spare}", {}, ["delete"]),
+    "PUT /secrets/{secret_id}/jobs/{job_id}": ("/secrets/{spare}/jobs/{job}", {}, ["grant_secret"]),
+    "DELETE /secrets/{secret_id}/jobs/{job_id}": ("/secrets/{granted}/jobs/{job}", {}, ["revoke_secret"]),
 }
 API_THAT_ONLY_ANSWERS = {"POST /jobs/validate-code", "POST /schedules/preview"}
 
@@ -277,7 +293,8 @@ def _set_people(session: Session, names: dict[str, Any], settings: Settings) -> 
     token, _ = accounts.create_token(session, "of maria", "editor", 1, Actor("maria", "web"))
     names |= {"maria": maria.id, "gone": gone.id, "token": token.id}
     for name in ("SPARE", "GRANTED"):
-        secrets.set_secret(session, name, "hidden-value", TESTER, settings)
+        row = secrets.set_secret(session, name, "hidden-value", TESTER, settings)
+        names[name.lower()] = row.id
     secrets.grant(session, names["job"], "GRANTED", TESTER)
 
 
