@@ -101,6 +101,7 @@ def _to_read_whole(jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]
         and (
             outcome.status is not Status.COMPLETED
             or job.consecutive_failures
+            or job.failing_since is not None
             or slots.counts_from_completion(job)
         )
     }
@@ -204,17 +205,18 @@ class _Tally:
 
     def add(self, row: Any, outcome: Outcome, decision: retry.Decision, now: datetime) -> None:
         self.counts[outcome.status] = self.counts.get(outcome.status, 0) + 1
-        if not isinstance(decision, retry.RetryAt):
-            self.chain_ended = True
+        over = not isinstance(decision, retry.RetryAt)
+        self.chain_ended = self.chain_ended or over
         if row.status == Status.RUNNING:
             self._count_run(row, outcome, now)
-        recovered_after = self._follow_failures(outcome, now)
+        # A failure that a retry may repair is none yet: slots count, not attempts.
+        recovered_after = self._follow_failures(outcome, now) if over else None
         gives_up = isinstance(decision, retry.DeadLetter) and self.dead_letter is None
         if isinstance(decision, retry.DeadLetter) and gives_up:
             self._give_up(decision.reason, now)
         if outcome.status is Status.COMPLETED:
             self._succeed(row, outcome, now)
-        if outcome.status in UNSUCCESSFUL or recovered_after is not None:
+        if over and (outcome.status in UNSUCCESSFUL or recovered_after is not None):
             self.messages.append(
                 notify.SettledEvent(
                     job=self.job,
@@ -253,14 +255,18 @@ class _Tally:
         }
 
     def _follow_failures(self, outcome: Outcome, now: datetime) -> timedelta | None:
-        """Count failures in a row; after a success, how long the job was failing."""
+        """Count chains that failed in a row, in the order they end; after a success, how long the job was failing."""
         if outcome.status in UNSUCCESSFUL and not outcome.interrupted:
             self.values["consecutive_failures"] = self._get("consecutive_failures") + 1
             self.values["failing_since"] = self._get("failing_since") or now
-        elif outcome.status is Status.COMPLETED and self._get("consecutive_failures"):
+        elif outcome.status is Status.COMPLETED:
             since = self._get("failing_since")
-            self.values |= {"consecutive_failures": 0, "failing_since": None}
-            return now - since if since else timedelta(0)
+            if self._get("consecutive_failures"):
+                self.values["consecutive_failures"] = 0
+            # A run that was still going when its job was given up does not mean that it works again.
+            if since is not None and not self._get("in_dead_letter_queue"):
+                self.values["failing_since"] = None
+                return now - since
         return None
 
     def _give_up(self, reason: str, now: datetime) -> None:

@@ -122,6 +122,7 @@ ON_COMPLETION = (
     "schedule_type",
     "interval_anchor",
     "consecutive_failures",
+    "failing_since",
     "runs_total",
     "runs_completed",
     "duration_total_ms",
