@@ -59,10 +59,8 @@ def recount_job(session: Session, job_id: int) -> None:
     for day, counts in sorted(days.items()):
         session.execute(sa.update(STAT).where(STAT.c.cron_job == job_id, STAT.c.day == day).values(**counts))
     letters = _letters(session, job_id)
-    failing = sum(
-        1
-        for _ in takewhile(lambda letter: letter != "c", reversed(letters.replace("x", "").replace("s", "")))
-    )
+    counted = [letter for letter in letters if letter not in "xs"]
+    failing = sum(1 for _ in takewhile(lambda letter: letter != "c", reversed(counted)))
     skipped = session.scalar(sa.select(sa.func.sum(STAT.c.skipped)).where(STAT.c.cron_job == job_id))
     claims.update_job(
         session,

@@ -400,7 +400,7 @@ def test_a_success_ends_the_row_of_failures(session: Session) -> None:
     lifecycle.retry_now(session, claim.execution_id, ANNA)
     lifecycle.settle(session, [(claim_one(session), DONE)])
     job = fresh(session, job)
-    assert (job.consecutive_failures, job.failing_since, job.recent_results) == (0, None, "fc")
+    assert (job.consecutive_failures, job.failing_since, job.recent_results) == (0, None, "c")
 
 
 def test_several_endings_of_one_job_are_all_counted(session: Session) -> None:
