@@ -62,7 +62,7 @@ class _Scrape(Collector):
         """Every figure. Raises what the database raises."""
         call = self._call
         vitals = figures.vitals(call.session, call.now)
-        today = figures.global_statistics(call.session, 1, call.now.date()).total
+        today = figures.endings_of_day(call.session, call.now.date())
         yield InfoMetricFamily(
             "kytecron",
             "What answers",
@@ -82,7 +82,7 @@ def _jobs(vitals: figures.Vitals) -> Iterator[Metric]:
     )
 
 
-def _executions(vitals: figures.Vitals, today: figures.Figures) -> Iterator[Metric]:
+def _executions(vitals: figures.Vitals, today: dict[str, int]) -> Iterator[Metric]:
     ended = CounterMetricFamily(
         "kytecron_executions",
         "Executions that ran to an ending; failed ones include lost ones",
@@ -91,6 +91,22 @@ def _executions(vitals: figures.Vitals, today: figures.Figures) -> Iterator[Metr
     for status in ("completed", "failed", "timeout"):
         ended.add_metric([status], getattr(vitals, status))
     yield ended
+    chains = CounterMetricFamily(
+        "kytecron_chains",
+        "Slots and other requests served, with all their attempts, by how they ended in the end",
+        labels=["status"],
+    )
+    for status, number in (
+        ("completed", vitals.completed),
+        ("failed", vitals.chains_failed),
+        ("timeout", vitals.chains_timeout),
+        ("skipped", vitals.skipped),
+    ):
+        chains.add_metric([status], number)
+    yield chains
+    yield CounterMetricFamily(
+        "kytecron_chains_recovered", "Chains that completed after a failed attempt", vitals.recovered
+    )
     yield CounterMetricFamily(
         "kytecron_execution_seconds", "Time that these executions took together", vitals.duration_ms / 1000
     )
@@ -98,7 +114,7 @@ def _executions(vitals: figures.Vitals, today: figures.Figures) -> Iterator[Metr
         "kytecron_executions_today",
         "Executions that ended since midnight UTC, in every way there is",
         "status",
-        {status: getattr(today, status) for status in figures.ENDINGS},
+        today,
     )
     yield GaugeMetricFamily("kytecron_executions_running", "Executions that run now", vitals.running)
     pending = {"due": vitals.due, "later": vitals.later, "held": vitals.held}

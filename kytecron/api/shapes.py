@@ -59,13 +59,16 @@ class LastExecution(Shape):
 
 
 class ExecutionSummary(Shape):
-    """A job's runs since it exists."""
+    """A job's chains since it exists, by how they ended; `attempts`, `recovered` and `skipped` stand beside."""
 
     total: int
     successful: int
     failed: int
     timeouts: int
     success_rate: float | None = Field(description="Per cent; null where nothing ran")
+    attempts: int = Field(description="Runs that ended, each attempt of a chain")
+    recovered: int = Field(description="Chains that completed after at least one failed attempt")
+    skipped: int
     avg_duration_ms: int | None
     last_execution: LastExecution | None
 
@@ -192,7 +195,7 @@ class CodeCheck(Shape):
 
 
 class Figures(Shape):
-    """Endings and durations of runs; `total` leaves out what was skipped or cancelled."""
+    """How chains ended, and how long runs took; `total` leaves out what was skipped or cancelled."""
 
     total: int
     completed: int
@@ -201,6 +204,8 @@ class Figures(Shape):
     lost: int
     cancelled: int
     skipped: int
+    attempts: int = Field(description="Runs, each attempt of a chain; skipped and cancelled ones left out")
+    recovered: int = Field(description="Chains that completed after at least one failed attempt")
     success_rate: float | None
     avg_duration_ms: int | None
     p50_duration_ms: int | None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sqlalchemy.engine import Engine
 
 from ..config import Settings
-from ..services import notify, retention
+from ..services import notify, recount, retention
 from ..store import db
 from .telling import Rarely
 
@@ -85,7 +85,9 @@ class Upkeep:
         return notify.deliver(self._sessions, self._settings, self._worker_id, 20) > 0
 
     def clean(self) -> bool:
-        """Remove rows that are older than the settings keep."""
+        """Remove rows that are older than the settings keep, once they are counted as this release counts."""
+        if counted := recount.recount(self._sessions):
+            log.info("the kept runs of %d jobs were counted into chains", counted)
         removed = {
             what: count for what, count in retention.prune(self._sessions, self._settings).items() if count
         }

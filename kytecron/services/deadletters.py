@@ -40,8 +40,8 @@ def recover(session: Session, job_id: int, actor: Actor) -> CronJob:
     job.in_dead_letter_queue = False
     job.dead_letter_reason = None
     job.dead_letter_since = None
+    # `failing_since` stays: the first success tells those who were told how long it was down.
     job.consecutive_failures = 0
-    job.failing_since = None
     switch_on(session, job, db.now(session))
     note_change(session, actor, job, "recover", before, _standing(job))
     return job

@@ -42,6 +42,11 @@ LETTERS = {
 }
 """How `CronJob.recent_results` writes an ending."""
 
+RETRIED = {status: f"retried_{status}" for status in (Status.FAILED, Status.TIMEOUT, Status.LOST)}
+"""Where a day counts failures that another attempt followed."""
+COUNTED = (*map(str, LETTERS), *RETRIED.values(), "recovered")
+"""What a day's row counts."""
+
 INLINE_OUTPUT = 262_144
 """Characters of output that may stand in the execution's own row; more goes to CronJobOutput in pieces."""
 TAIL_SEQ = 1_000_000
@@ -104,6 +109,7 @@ def _to_read_whole(jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]
         and (
             outcome.status is not Status.COMPLETED
             or job.consecutive_failures
+            or job.failing_since is not None
             or slots.counts_from_completion(job)
         )
     }
@@ -221,7 +227,7 @@ class _Tally:
     def __init__(self, job: Any) -> None:
         self.job = job
         self.values: dict[str, Any] = {}
-        self.counts: dict[Status, int] = {}
+        self.counts: Counter[str] = Counter()
         self.durations: list[int] = []
         self.messages: list[notify.SettledEvent] = []
         self.chain_ended = False
@@ -232,18 +238,19 @@ class _Tally:
         return self.values.get(name, getattr(self.job, name))
 
     def add(self, row: Any, outcome: Outcome, decision: retry.Decision, now: datetime) -> None:
-        self.counts[outcome.status] = self.counts.get(outcome.status, 0) + 1
-        if not isinstance(decision, retry.RetryAt):
-            self.chain_ended = True
+        over = not isinstance(decision, retry.RetryAt)
+        self.chain_ended = self.chain_ended or over
+        self._count_chain(row, outcome, over)
         if row.status == Status.RUNNING:
-            self._count_run(row, outcome, now)
-        recovered_after = self._follow_failures(outcome, now)
+            self._count_run(row, outcome, over, now)
+        # A failure that a retry may repair is none yet: slots count, not attempts.
+        recovered_after = self._follow_failures(outcome, now) if over else None
         gives_up = isinstance(decision, retry.DeadLetter) and self.dead_letter is None
         if isinstance(decision, retry.DeadLetter) and gives_up:
             self._give_up(decision.reason, now)
         if outcome.status is Status.COMPLETED:
             self._succeed(row, outcome, now)
-        if outcome.status in UNSUCCESSFUL or recovered_after is not None:
+        if over and (outcome.status in UNSUCCESSFUL or recovered_after is not None):
             self.messages.append(
                 notify.SettledEvent(
                     job=self.job,
@@ -260,7 +267,22 @@ class _Tally:
                 )
             )
 
-    def _count_run(self, row: Any, outcome: Outcome, now: datetime) -> None:
+    def _count_chain(self, row: Any, outcome: Outcome, over: bool) -> None:
+        """Count the ending, and what it means for its chain: it goes on, has recovered, or was skipped."""
+        self.counts[outcome.status] += 1
+        if not over:
+            self.counts[RETRIED[outcome.status]] += 1
+            self._grow("retried_timeout" if outcome.status is Status.TIMEOUT else "retried_failed")
+        elif outcome.status is Status.COMPLETED and row.retry_count > row.interruptions:
+            self.counts["recovered"] += 1
+            self._grow("runs_recovered")
+        elif outcome.status is Status.SKIPPED:
+            self._grow("runs_skipped")
+
+    def _grow(self, name: str, amount: int = 1) -> None:
+        self.values[name] = self._get(name) + amount
+
+    def _count_run(self, row: Any, outcome: Outcome, over: bool, now: datetime) -> None:
         counters = {
             "runs_total": 1,
             "runs_completed": outcome.status is Status.COMPLETED,
@@ -270,26 +292,31 @@ class _Tally:
         }
         for name, amount in counters.items():
             if amount:
-                self.values[name] = self._get(name) + int(amount)
+                self._grow(name, int(amount))
         if outcome.duration_ms is not None:
             self.durations.append(outcome.duration_ms)
-        letters = self._get("recent_results") + LETTERS[outcome.status]
+        if over:
+            letters = self._get("recent_results") + LETTERS[outcome.status]
+            self.values["recent_results"] = letters[-30:]
         self.values |= {
-            "recent_results": letters[-30:],
             "last_execution": row.id,
             "last_status": outcome.status,
             "last_run_at": row.started_at or now,
         }
 
     def _follow_failures(self, outcome: Outcome, now: datetime) -> timedelta | None:
-        """Count failures in a row; after a success, how long the job was failing."""
+        """Count chains that failed in a row, in the order they end; after a success, how long the job was failing."""
         if outcome.status in UNSUCCESSFUL and not outcome.interrupted:
             self.values["consecutive_failures"] = self._get("consecutive_failures") + 1
             self.values["failing_since"] = self._get("failing_since") or now
-        elif outcome.status is Status.COMPLETED and self._get("consecutive_failures"):
+        elif outcome.status is Status.COMPLETED:
             since = self._get("failing_since")
-            self.values |= {"consecutive_failures": 0, "failing_since": None}
-            return now - since if since else timedelta(0)
+            if self._get("consecutive_failures"):
+                self.values["consecutive_failures"] = 0
+            # A run that was still going when its job was given up does not mean that it works again.
+            if since is not None and not self._get("in_dead_letter_queue"):
+                self.values["failing_since"] = None
+                return now - since
         return None
 
     def _give_up(self, reason: str, now: datetime) -> None:
@@ -368,9 +395,9 @@ def _put_stats(dialect: str) -> Prepared:
 
 
 def roll_up(
-    session: Session, now: datetime, endings: Mapping[int, tuple[Mapping[Status, int], Sequence[int]]]
+    session: Session, now: datetime, endings: Mapping[int, tuple[Mapping[str, int], Sequence[int]]]
 ) -> None:
-    """Add endings to the jobs' rows of the day: counts by status, and durations in milliseconds.
+    """Add endings to the jobs' rows of the day: counts by column (COUNTED), and durations in milliseconds.
 
     The jobs' rows are locked, so nobody else writes these meanwhile.
     """
@@ -385,14 +412,27 @@ def roll_up(
     _put_stats(db.connection(session).dialect.name).run_many(session, rows)
 
 
-def _added(row: Any, counts: Mapping[Status, int], durations: Sequence[int]) -> dict[str, Any]:
+def _added(row: Any, counts: Mapping[str, int], durations: Sequence[int]) -> dict[str, Any]:
     """The columns of a day's row after some endings."""
-    values = {str(status): (getattr(row, status) if row else 0) + counts.get(status, 0) for status in LETTERS}
+    values = {name: (getattr(row, name) if row else 0) + counts.get(name, 0) for name in COUNTED}
+    shortest, longest = _edges(row, durations)
     histogram = dict(row.durations) if row and isinstance(row.durations, dict) else {}
     for duration in durations:
         histogram[bucket(duration)] = histogram.get(bucket(duration), 0) + 1
     total = (row.duration_ms if row else 0) + sum(durations)
-    return {**values, "duration_ms": total, "durations": histogram}
+    edges = {"duration_min_ms": shortest, "duration_max_ms": longest}
+    return {**values, **edges, "duration_ms": total, "durations": histogram}
+
+
+def _edges(row: Any, durations: Sequence[int]) -> tuple[int | None, int | None]:
+    """The shortest and the longest duration of a day after some endings; None where they cannot be known."""
+    if row is None or not row.durations:
+        known = list(durations)
+    elif row.duration_min_ms is None or row.duration_max_ms is None:
+        known = []  # counted by an earlier release, in the histogram alone
+    else:
+        known = [row.duration_min_ms, row.duration_max_ms, *durations]
+    return min(known, default=None), max(known, default=None)
 
 
 # -- pending runs --------------------------------------------------------------------------------------------
@@ -404,6 +444,8 @@ def end_pending(session: Session, job_id: int, ids: Collection[int], outcome: Ou
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row in rows])
     if rows:
         roll_up(session, now, {job_id: ({outcome.status: len(rows)}, [])})
+        if outcome.status is Status.SKIPPED:
+            claims.add_skips(session, {job_id: len(rows)})
     return len(rows)
 
 
@@ -426,6 +468,7 @@ def make_room(session: Session, job_id: int, active: Sequence[Any], now: datetim
 def count_skips(session: Session, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """Roll up rows that were inserted as skipped."""
     skips = Counter(row["cron_job"] for row in rows if row["status"] == Status.SKIPPED)
+    claims.add_skips(session, skips)
     roll_up(session, now, {job_id: ({Status.SKIPPED: count}, []) for job_id, count in sorted(skips.items())})
 
 

@@ -132,8 +132,10 @@ ON_COMPLETION = (
     "schedule_type",
     "interval_anchor",
     "consecutive_failures",
+    "failing_since",
     "runs_total",
     "runs_completed",
+    "runs_recovered",
     "duration_total_ms",
     "recent_results",
 )
@@ -190,6 +192,12 @@ def update_job(session: Session, job_id: int, values: Mapping[str, Any]) -> int:
 def update_jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write columns of locked jobs: each row has those that change, and `job_id`."""
     _update_each(session, JOB, ("job_id",), rows)
+
+
+def add_skips(session: Session, skips: Mapping[int, int]) -> None:
+    """Count slots of locked jobs that were skipped."""
+    for job_id, count in sorted(skips.items()):
+        update_job(session, job_id, {"runs_skipped": JOB.c.runs_skipped + count})
 
 
 def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:

@@ -6,7 +6,7 @@ over history.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -34,19 +34,28 @@ STAT: Any = CronJobDailyStat.__table__
 MESSAGE: Any = CronOutbox.__table__
 
 ENDINGS = ("completed", "failed", "timeout", "lost", "cancelled", "skipped")
+FAILURES = ("failed", "timeout", "lost")
+RETRIED = tuple(f"retried_{name}" for name in FAILURES)
+"""Failures that another attempt followed: attempts without these are chains."""
 
 
 def execution_summary(job: CronJob) -> dict[str, Any]:
-    """A job's runs since it exists. Durations are in milliseconds, the rate in per cent; None where nothing ran."""
+    """A job's chains since it exists, by how they ended; attempts, recovered chains and skipped slots beside.
+
+    Durations are in milliseconds, the rate in per cent; None where nothing ran. What was cancelled is no failure.
+    """
+    failed = job.runs_failed - job.retried_failed
+    timeouts = job.runs_timeout - job.retried_timeout
+    total = job.runs_completed + failed + timeouts
     return {
-        "total": job.runs_total,
+        "total": total,
         "successful": job.runs_completed,
-        "failed": job.runs_failed,
-        "timeouts": job.runs_timeout,
-        # A run that somebody cancelled is no failure of the job.
-        "success_rate": success_rate(
-            job.runs_completed, job.runs_completed + job.runs_failed + job.runs_timeout
-        ),
+        "failed": failed,
+        "timeouts": timeouts,
+        "success_rate": success_rate(job.runs_completed, total),
+        "attempts": job.runs_total,
+        "recovered": job.runs_recovered,
+        "skipped": job.runs_skipped,
         "avg_duration_ms": round(job.duration_total_ms / job.runs_total) if job.runs_total else None,
         "last_execution": _last_execution(job),
     }
@@ -63,7 +72,7 @@ def _last_execution(job: CronJob) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Endings and durations of the runs of some time; durations in milliseconds, the rate in per cent."""
+    """How the chains of some time ended; durations of attempts in milliseconds, the rate in per cent."""
 
     completed: int = 0
     failed: int = 0
@@ -71,13 +80,17 @@ class Figures:
     lost: int = 0
     cancelled: int = 0
     skipped: int = 0
+    attempts: int = 0
+    """Runs that ended in any of the first four ways, those that another attempt followed included."""
+    recovered: int = 0
+    """Of the completed chains, those with a failed attempt before."""
     avg_duration_ms: int | None = None
     p50_duration_ms: int | None = None
     p95_duration_ms: int | None = None
 
     @property
     def total(self) -> int:
-        """What ran to an ending of its own: neither skipped nor cancelled."""
+        """Chains that ran to an ending of their own: neither skipped nor cancelled."""
         return self.completed + self.failed + self.timeout + self.lost
 
     @property
@@ -104,9 +117,12 @@ def job_statistics(session: Session, job_id: int, days: int, today: date) -> Sta
 
 def global_statistics(session: Session, days: int, today: date) -> Statistics:
     """The last `days` UTC days of all jobs together, today included; without percentiles."""
-    sums = [sa.func.sum(STAT.c[name]).label(name) for name in (*ENDINGS, "duration_ms")]
+    sums = [
+        sa.func.sum(STAT.c[name]).label(name) for name in (*ENDINGS, *RETRIED, "recovered", "duration_ms")
+    ]
+    unknown = [sa.null().label(name) for name in ("durations", "duration_min_ms", "duration_max_ms")]
     rows = session.execute(
-        sa.select(STAT.c.day, *sums, sa.null().label("durations"))
+        sa.select(STAT.c.day, *sums, *unknown)
         .where(STAT.c.day > today - timedelta(days=days))
         .group_by(STAT.c.day)
     ).all()
@@ -124,15 +140,32 @@ def _statistics(rows: Iterable[Any], days: int, today: date) -> Statistics:
 
 def _figures(rows: list[Any]) -> Figures:
     # MariaDB sums integers to decimals.
-    counts = {name: sum(int(getattr(row, name)) for row in rows) for name in ENDINGS}
+    sums = {name: sum(int(getattr(row, name)) for row in rows) for name in (*ENDINGS, *RETRIED, "recovered")}
+    attempts = sum(sums[name] for name in ("completed", *FAILURES))
+    counts = {name: sums[name] - sums.get(f"retried_{name}", 0) for name in (*ENDINGS, "recovered")}
     histogram = merge(row.durations for row in rows)
-    ran = sum(histogram.values()) or sum(counts[name] for name in ("completed", "failed", "timeout", "lost"))
+    timed = [row for row in rows if row.durations]
+    shortest = _if_all_known(min, [row.duration_min_ms for row in timed])
+    longest = _if_all_known(max, [row.duration_max_ms for row in timed])
+    ran = sum(histogram.values()) or attempts
     return Figures(
         **counts,
+        attempts=attempts,
         avg_duration_ms=round(sum(int(row.duration_ms) for row in rows) / ran) if ran else None,
-        p50_duration_ms=percentile(histogram, 0.5),
-        p95_duration_ms=percentile(histogram, 0.95),
+        p50_duration_ms=percentile(histogram, 0.5, shortest, longest),
+        p95_duration_ms=percentile(histogram, 0.95, shortest, longest),
     )
+
+
+def _if_all_known(choose: Callable[[list[int]], int], values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known and len(known) == len(values) else None
+
+
+def endings_of_day(session: Session, day: date) -> dict[str, int]:
+    """How many runs ended on one UTC day in each way, every attempt of its own."""
+    sums = [sa.func.coalesce(sa.func.sum(STAT.c[name]), 0).label(name) for name in ENDINGS]
+    return _whole_numbers(session.execute(sa.select(*sums).where(STAT.c.day == day)).one())
 
 
 # -- now -----------------------------------------------------------------------------------------------------
@@ -214,10 +247,15 @@ class Vitals:
     failing: int
     """Enabled jobs whose last runs ended without success."""
     completed: int
-    """Runs since the beginning, as are the next two. Jobs that are deleted keep theirs, so these only grow."""
+    """Attempts since the beginning, as are the next two. Jobs that are deleted keep theirs, so these only grow."""
     failed: int
     """Lost ones included."""
     timeout: int
+    chains_failed: int
+    """Chains since the beginning that ended so, as is the next; every completed attempt ends its chain."""
+    chains_timeout: int
+    recovered: int
+    skipped: int
     duration_ms: int
     """What all these took together."""
     running: int
@@ -258,6 +296,10 @@ def _job_vitals(session: Session, now: datetime) -> dict[str, Any]:
                     ("completed", JOB.c.runs_completed),
                     ("failed", JOB.c.runs_failed),
                     ("timeout", JOB.c.runs_timeout),
+                    ("chains_failed", JOB.c.runs_failed - JOB.c.retried_failed),
+                    ("chains_timeout", JOB.c.runs_timeout - JOB.c.retried_timeout),
+                    ("recovered", JOB.c.runs_recovered),
+                    ("skipped", JOB.c.runs_skipped),
                     ("duration_ms", JOB.c.duration_total_ms),
                 )
             ),

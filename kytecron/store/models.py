@@ -150,9 +150,17 @@ class CronJob(Base):
     runs_completed: Mapped[int] = _count()
     runs_failed: Mapped[int] = _count()
     runs_timeout: Mapped[int] = _count()
+    retried_failed: Mapped[int] = _count()
+    """Of runs_failed and runs_timeout, those that another attempt followed: without them, chains are left."""
+    retried_timeout: Mapped[int] = _count()
+    runs_recovered: Mapped[int] = _count()
+    """Chains that completed after at least one failed attempt."""
+    runs_skipped: Mapped[int] = _count()
+    chains_counted: Mapped[bool] = mapped_column(sa.Boolean, nullable=False, default=True, server_default="0")
+    """Whether the runs from before there were these columns have been counted into them."""
     duration_total_ms: Mapped[int] = _count()
     recent_results: Mapped[str] = _word("", 30)
-    """The last 30 endings, oldest first, one letter each: see `services.lifecycle.LETTERS`."""
+    """The last 30 chains that ran, oldest first, one letter each for how they ended: see `services.endings.LETTERS`."""
     last_execution: Mapped[int | None] = mapped_column(Id)
     last_status: Mapped[str | None] = mapped_column(sa.String(16))
     last_run_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -341,7 +349,16 @@ class CronJobDailyStat(Base):
     lost: Mapped[int] = _number(0)
     cancelled: Mapped[int] = _number(0)
     skipped: Mapped[int] = _number(0)
+    retried_failed: Mapped[int] = _number(0)
+    """Of the failed ones, those that another attempt followed, as are the next two of theirs."""
+    retried_timeout: Mapped[int] = _number(0)
+    retried_lost: Mapped[int] = _number(0)
+    recovered: Mapped[int] = _number(0)
+    """Chains that completed after at least one failed attempt."""
     duration_ms: Mapped[int] = _count()
+    duration_min_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """The shortest and the longest; NULL where some are in the histogram alone."""
+    duration_max_ms: Mapped[int | None] = mapped_column(sa.BigInteger)
     durations: Mapped[dict[str, int] | None] = mapped_column(sa.JSON(none_as_null=True))
     """Histogram on a log scale: bucket -> runs; see `core.statistics`."""
 
@@ -350,6 +367,7 @@ class CronJobDailyStat(Base):
         sa.Index(
             "ix_CronJobDailyStat_day",
             *("day", "completed", "failed", "timeout", "lost", "cancelled", "skipped", "duration_ms"),
+            *("retried_failed", "retried_timeout", "retried_lost", "recovered"),
         ),
         MYSQL,
     )

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup, escape
 
 from ..core import preview
 from ..core.errors import Invalid
 from ..core.schedule import in_words, zone
-from ..core.statistics import success_rate
 from ..services import endings, slots, why
+from ..store.figures import execution_summary
 from ..store.models import CronJob
 
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
@@ -86,8 +86,8 @@ def clock(local: datetime) -> str:
 
 
 def rate(job: CronJob) -> float | None:
-    """The share of a job's runs that completed, in per cent; None before the first."""
-    return success_rate(job.runs_completed, job.runs_total)
+    """The share of a job's chains that completed, in per cent; None before the first."""
+    return cast("float | None", execution_summary(job)["success_rate"])
 
 
 @lru_cache(maxsize=2048)

@@ -178,13 +178,26 @@ def _check_writes(
 
 
 def _check_counters(session: Session, rows: Iterable[CronJobExecution], report: Report) -> None:
-    """What was ended twice is counted twice."""
+    """What was ended twice is counted twice; chains and what was recovered are what the ledger says."""
+    rows = list(rows)
+    chains = {(row.cron_job, row.scheduled_time, row.rerun, row.retry_count): row for row in rows}
+    followed: dict[int, int] = defaultdict(int)
+    recovered: dict[int, int] = defaultdict(int)
+    for row in rows:
+        following = (row.cron_job, row.scheduled_time, row.rerun, row.retry_count + 1)
+        followed[row.cron_job] += following in chains
+        recovered[row.cron_job] += row.status == Status.COMPLETED and row.retry_count > row.interruptions
     ended: dict[int, int] = defaultdict(int)
     for row in rows:
         ended[row.cron_job] += row.status in FINAL and row.started_at is not None
     for job in session.query(CronJob).populate_existing():
         if job.runs_total != ended[job.id]:
             report.unfenced.append(f"job {job.id} counts {job.runs_total} runs, {ended[job.id]} have ended")
+        if (job.retried_failed + job.retried_timeout, job.runs_recovered) != (
+            followed[job.id],
+            recovered[job.id],
+        ):
+            report.unfenced.append(f"job {job.id} counts other retried or recovered runs than the ledger has")
 
 
 def _check_lateness(rows: Iterable[CronJobExecution], limit: float, report: Report) -> None:

@@ -148,51 +148,41 @@ def told(session: Session) -> list[tuple[str, str]]:
     return [(message.kind, message.channel) for message in outbox(session)]
 
 
-def test_a_job_that_is_given_up_is_told_on_every_channel_and_what_a_person_recovered_is_not(
+def resting(session: Session, **fields: Any) -> CronJob:
+    """A job that runs when it is asked to, with one channel."""
+    values: dict[str, Any] = {"retry_strategy": "immediate", "notification_email": "a@example.org"}
+    return add_job(session, schedule_type="manual", next_run_time=None, **(values | fields))
+
+
+def test_a_failure_that_a_retry_repairs_tells_nobody(session: Session) -> None:
+    row = resting(session)
+    run(session, row, FAILED, FAILED, COMPLETED)
+    assert told(session) == []
+
+
+def test_a_success_after_a_dead_letter_and_its_recovery_says_how_long_the_job_was_down(
     session: Session,
 ) -> None:
-    row = add_job(
-        session,
-        schedule_type="manual",
-        next_run_time=None,
-        max_retries=0,
-        slack_webhook="https://hooks.example/x",
-        notification_email="a@example.org, b@example.org",
-    )
-    run(session, row, COMPLETED)
-    assert told(session) == []
+    row = resting(session, max_retries=0, slack_webhook="https://hooks.example/x")
     run(session, row, FAILED)
-    given_up = [("dead_letter", "slack"), ("dead_letter", "email")]
-    assert told(session) == given_up
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, FAILED)
     deadletters.recover(session, row.id, ANNA)
     run(session, row, COMPLETED)
-    assert told(session) == given_up
-    run(session, row, FAILED)
-    assert told(session) == given_up * 2
-
-
-def test_failing_attempts_are_one_cause_and_the_success_after_them_is_told_with_how_long_it_took(
-    session: Session,
-) -> None:
-    row = add_job(
-        session,
-        schedule_type="manual",
-        next_run_time=None,
-        max_retries=5,
-        retry_strategy="immediate",
-        notify_after_failures=2,
-        notification_email="a@example.org",
-    )
-    run(session, row, FAILED, FAILED, FAILED, COMPLETED)
-    failed, recovered = outbox(session)
-    assert (failed.kind, failed.payload["failures"], failed.payload["attempt"]) == ("failure", 2, 2)
-    assert recovered.kind == "recovery"
-    assert recovered.payload["down_seconds"] > 0
     run(session, row, COMPLETED)
-    run(session, row, FAILED, COMPLETED)  # one failure is less than was asked for
-    assert len(outbox(session)) == 2
-    run(session, row, FAILED, FAILED, COMPLETED)
-    assert [kind for kind, _ in told(session)] == ["failure", "recovery"] * 2
+    kinds_told = ["dead_letter", "dead_letter", "recovery"]
+    assert told(session) == [(kind, to) for kind in kinds_told for to in ("slack", "email")]
+    first, last = outbox(session)[0], outbox(session)[-1]
+    assert last.payload["down_seconds"] == (last.created_at - first.created_at).total_seconds()
+
+
+def test_nobody_who_was_told_of_no_failure_is_told_that_it_works_again(session: Session) -> None:
+    row = resting(session, max_retries=0, notify_on_dead_letter=False, notify_after_failures=3)
+    for _ in range(2):
+        run(session, row, FAILED)
+        deadletters.recover(session, row.id, ANNA)
+    run(session, row, COMPLETED)
+    assert told(session) == []
 
 
 def test_a_cause_that_was_told_before_does_not_undo_the_ending(session: Session) -> None:
