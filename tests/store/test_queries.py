@@ -407,7 +407,7 @@ def test_a_summary_is_read_from_the_rolled_up_counters(session: Session) -> None
     job = add_job(
         session,
         "a",
-        runs_total=11,
+        runs_total=11,  # one of them cancelled
         runs_completed=8,
         runs_failed=1,
         runs_timeout=1,
@@ -417,11 +417,14 @@ def test_a_summary_is_read_from_the_rolled_up_counters(session: Session) -> None
         last_run_at=NOON,
     )
     assert figures.execution_summary(job) == {
-        "total": 11,
+        "total": 10,
         "successful": 8,
         "failed": 1,
         "timeouts": 1,
         "success_rate": 80.0,
+        "attempts": 11,
+        "recovered": 0,
+        "skipped": 0,
         "avg_duration_ms": 100,
         "last_execution": {"id": 7, "status": "completed", "started_at": NOON},
     }
@@ -453,7 +456,7 @@ def test_statistics_cover_each_day_and_add_up(session: Session) -> None:
     assert one.total.p50_duration_ms is not None
     assert 100 <= one.total.p50_duration_ms <= 125
     assert one.total.p95_duration_ms is not None
-    assert 1000 <= one.total.p95_duration_ms <= 1250
+    assert 1000 / 1.25 <= one.total.p95_duration_ms <= 1000 * 1.25  # within the bucket of the longest
     assert one.days[1][1].success_rate is None
     everything = figures.global_statistics(session, 3, today)
     assert (everything.total.completed, everything.total.total) == (3, 5)
