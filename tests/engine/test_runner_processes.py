@@ -233,7 +233,7 @@ def test_nobody_but_a_run_comes_in_by_the_door(runs: Runs) -> None:
         caller.connect(f"\0{runs.runner._address}")
         return caller
 
-    execution_id = runs.start("while not os.path.exists('go'): time.sleep(0.005)\nreturn 'its own'")
+    execution_id = runs.start("while not os.path.exists('../../go'): time.sleep(0.005)\nreturn 'its own'")
     runs.pid(execution_id)
     strangers = [come_in() for _ in range(20)]
     for stranger in strangers:
