@@ -7,6 +7,7 @@ and from the settings file second (see `settings_file`). `docs/settings.md` is m
 from __future__ import annotations
 
 import base64
+import contextlib
 import difflib
 import os
 import secrets
@@ -244,6 +245,9 @@ class Settings:
             temporary = Path(tempfile.gettempdir()).resolve() / f"kytecron-{os.getuid()}"
             candidates = [self.instance_path.resolve() / "jobs", temporary]
         for path in candidates:
+            if self.instance_path.resolve() in path.parents:
+                with contextlib.suppress(Invalid):  # told of the job directory, below
+                    self.make_instance_directory()
             problem = _dotenv_problem(path) or _directory_problem(path)
             if not problem:
                 return path

@@ -19,6 +19,7 @@ from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Invalid
 from kytecron.core.states import Status
 from kytecron.engine.forkserver import SPARES
+from kytecron.engine.runner import Ended, Refused
 from tests.runs import Runs, children_of, wait_until
 from tests.workers import WorkerProcess, working
 
@@ -317,9 +318,9 @@ def test_a_directory_that_cannot_be_made_is_a_refusal_to_start(runs: Runs) -> No
     wait_until(lambda: len(children_of(runs.runner.server_pid, spare=True)) == SPARES)
     away = runs.directory.rename(runs.directory.with_name("away"))
     runs.directory.touch()
-    outcome = runs.run("return 1")
-    assert (outcome.status, outcome.result) == (Status.FAILED, None)
-    assert (outcome.error or "").startswith("cannot start a process: ")
+    event = runs.wait_for(Ended | Refused, runs.start("return 1"))
+    assert isinstance(event, Refused)
+    assert event.reason.startswith("cannot start a process: ")
     runs.directory.unlink()
     away.rename(runs.directory)
     assert runs.run("return 1").result == 1
@@ -437,7 +438,9 @@ def test_the_job_directory_is_in_the_instance_directory_and_for_its_owner_alone(
 
 
 def test_a_worker_in_production_needs_no_key_of_the_pages(sqlite_settings: Settings) -> None:
-    with working(sqlite_settings, "--drain", environment="production") as worker:
+    with working(
+        sqlite_settings, "--drain", environment="production", database_url=sqlite_settings.url
+    ) as worker:
         worker.ended()
 
 

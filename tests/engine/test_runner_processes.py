@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_nobody_but_a_run_comes_in_by_the_door(runs: Runs) -> None:
         caller.connect(f"\0{runs.runner._address}")
         return caller
 
-    execution_id = runs.start("while not os.path.exists('go'): time.sleep(0.005)\nreturn 'its own'")
+    execution_id = runs.start("while not os.path.exists('../../go'): time.sleep(0.005)\nreturn 'its own'")
     runs.pid(execution_id)
     strangers = [come_in() for _ in range(20)]
     for stranger in strangers:
@@ -384,16 +385,18 @@ def test_runs_for_which_there_are_no_descriptors_are_refused_and_the_others_go_o
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user whose processes are limited")
-def test_no_process_left_for_the_user_refuses_the_run(
-    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_process_left_for_the_user_refuses_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = SPARES + 3  # two more: the fork server and its sweeper
     become = (
         "import os; from kytecron.engine import forkserver as f; f.prepare(); f.prepare = lambda: None; "
-        f"f.resource.setrlimit(f.resource.RLIMIT_NPROC, ({SPARES + 2},) * 2); os.setuid(31987); "
+        f"f.resource.setrlimit(f.resource.RLIMIT_NPROC, ({processes},) * 2); os.setuid(31987); "
     )
     monkeypatch.setattr("kytecron.engine.server.BOOT", BOOT.replace("serve(int", f"{become}serve(int"))
-    runs = make_runs()
-    told = [runs.wait_for(Started | Refused, runs.start("time.sleep(60)")) for _ in range(SPARES + 3)]
+    with tempfile.TemporaryDirectory() as place:  # which the other user reaches
+        os.chmod(place, 0o777)
+        runs = Runs(Path(place))
+        with runs.runner:
+            told = [runs.wait_for(Started | Refused, runs.start("time.sleep(60)")) for _ in range(SPARES + 3)]
     assert [type(event) for event in told] == [Started] * (SPARES + 1) + [Refused] * 2
     assert told[-1].reason == "cannot start a process: Resource temporarily unavailable"
 

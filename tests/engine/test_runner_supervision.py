@@ -16,7 +16,7 @@ from kytecron.engine.runner import Call, Ended, Progressed
 from kytecron.engine.server import LOOK_SECONDS, Server
 from tests.runs import Runs, children_of, is_alive, wait_until
 
-FOREVER = "while not os.path.exists('stop'): {}"
+FOREVER = "while not os.path.exists('../../stop'): {}"
 
 
 def stop(runs: Runs) -> None:
@@ -109,7 +109,7 @@ def test_of_calls_that_come_at_once_the_newest_is_next(runs: Runs) -> None:
     body = """
     for number in range(100, 200):
         os.write(4095, b'{"call": %d, "method": "find_job", "arguments": {"job": 1}}\\n' % number)
-    while not os.path.exists("stop"): time.sleep(0.005)
+    while not os.path.exists("../../stop"): time.sleep(0.005)
     """
     execution_id = runs.start(body)
     first = runs.wait_for(Call, execution_id)
@@ -210,7 +210,7 @@ def test_a_machine_that_slept_makes_no_fork_server_stuck(runs: Runs, monkeypatch
 
 
 def test_a_fork_server_that_is_slow_for_a_moment_is_kept(runs: Runs) -> None:
-    execution_id = runs.start("while not os.path.exists('stop'): time.sleep(0.005)")
+    execution_id = runs.start("while not os.path.exists('../../stop'): time.sleep(0.005)")
     runs.pid(execution_id)
     server = runs.runner.server_pid
     held = runs.runner._server
