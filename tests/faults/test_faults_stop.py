@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_a_worker_stopped_for_longer_than_its_lease_finds_its_process_dead_and_w
         lost, _ = wait_for_statuses(session, job, "lost", "completed")
         assert not alive(start["pid"]), "the fork server keeps the lease for the worker that is stopped"
         stopped.signal(signal.SIGCONT)
-        wait_for(lambda: f"execution {lost.id}: lease lost" in stopped.log(), "the worker to notice")
+        wait_for(
+            lambda: re.search(rf"lease lost.* execution={lost.id}\b", stopped.log()), "the worker to notice"
+        )
         in_the_end(session, journal, [stopped, other])
     assert executions(session, job)[0].error == lost.error
 
