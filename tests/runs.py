@@ -15,7 +15,7 @@ from kytecron.core.states import Outcome
 from kytecron.engine.runner import Ended, Event, Runner, RunRequest, Started
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 10, what: str = "the condition") -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:
     """The first true value of `condition`; fails after `seconds`."""
     give_up = time.monotonic() + seconds
     while not (value := condition()):
@@ -82,7 +82,7 @@ class Runs:
     def of(self, kind: type[Event] | UnionType, execution_id: int) -> list[Any]:
         return [item for item in self.events if isinstance(item, kind) and item.execution_id == execution_id]
 
-    def wait_for(self, kind: type[Event] | UnionType, execution_id: int, seconds: float = 15) -> Any:
+    def wait_for(self, kind: type[Event] | UnionType, execution_id: int, seconds: float = 60) -> Any:
         def first() -> Any:
             found = self.of(kind, execution_id)
             if not found:
@@ -95,7 +95,7 @@ class Runs:
     def pid(self, execution_id: int) -> int:
         return self.wait_for(Started, execution_id).pid
 
-    def outcome(self, execution_id: int, seconds: float = 15) -> Outcome:
+    def outcome(self, execution_id: int, seconds: float = 60) -> Outcome:
         return self.wait_for(Ended, execution_id, seconds).outcome
 
     def run(self, body: str, **fields: Any) -> Outcome:

@@ -16,8 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DIRECT = {canonicalize_name(one.name): one for one in map(Requirement, PROJECT["project"]["dependencies"])}
-RUN_BY_NAME = {"gunicorn", "pymysql"}
-"""Needed and never imported: the server, and the driver that a database address names."""
+RUN_BY_NAME = {"pymysql"}
+"""Needed and never imported: the driver that a database address names."""
 LOCKS = ("requirements.txt", "requirements-dev.txt")
 
 

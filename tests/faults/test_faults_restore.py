@@ -182,7 +182,7 @@ def test_what_ran_when_the_backup_was_made_is_lost_once_and_runs_again(
         )
         ended = [(run.cron_job, run.status) for run in rows_of(after)]
         assert ended == [(short, "lost"), (long, "completed"), (short, "completed")], worker.log()
-        assert not CronJobManager(after).get_job(short).in_dead_letter_queue
+        assert not CronJobManager(after).get(short).in_dead_letter_queue
         worker.stop()
 
 

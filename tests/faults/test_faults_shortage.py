@@ -144,7 +144,11 @@ def test_a_worker_without_the_key_leaves_jobs_with_secrets_to_one_that_has_it(
     secrets.grant(session, secret.id, "API_KEY", ANNA)
     variables: dict[str, Any] = {"secrets_keys": Fernet.generate_key().decode()}
     if key == "none":
-        variables = {"environment": "production", "secret_key": os.urandom(32).hex()}
+        variables = {
+            "environment": "production",
+            "secret_key": os.urandom(32).hex(),
+            "database_url": settings.url,
+        }
     with working(settings, **variables) as sick:
         lifecycle.trigger(session, secret.id, actor=ANNA)
         wait_for(lambda: "KYTECRON_SECRETS_KEYS" in trouble_of(session, sick), "the worker to say so")
