@@ -23,12 +23,12 @@ _KEPT_HEADERS = ("Content-Type", "Location", "ETag")
 def wanted_tags() -> frozenset[str] | None:
     """The states of which If-Match wants one; None where it says nothing, or wants any (`*`).
 
-    A weak tag never matches (RFC 9110, 13.1.1). Raises Malformed.
+    A weak tag never matches, and an empty list names no state at all (RFC 9110, 13.1.1). Raises Malformed.
     """
     header = request.headers.get("If-Match")
     if header is None or header.strip() == ANYTHING:
         return None
-    if not _TAGS.fullmatch(header):
+    if header.strip(" \t,") and not _TAGS.fullmatch(header):
         raise Malformed('If-Match must be *, or the ETag of an earlier answer in its quotes, such as "3-1"')
     return frozenset(tag for weak, tag in _ONE_TAG.findall(header) if not weak)
 

@@ -112,7 +112,7 @@ def test_of_many_changes_from_one_state_one_is_made(everywhere: Caller) -> None:
         ("{}", 400),
         ('"{}', 400),
         ('"{}" "b"', 400),
-        ("", 400),
+        ("", 412),
         ('*, "{}"', 400),
         ('w/"{}"', 400),
     ],

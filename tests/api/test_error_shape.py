@@ -342,3 +342,7 @@ def test_a_failed_request_leaves_no_transaction_behind(app: Flask, api: Caller) 
     with app.app_context():
         assert not db.session().in_transaction()
     assert api.job("a")["id"]
+
+
+def test_an_address_that_is_none_is_told_as_json_however_large_the_body(api: Caller) -> None:
+    told(api("PUT /secrets/none", data="x" * 1_000_000, content_type="application/json"), 404, "not_found")
