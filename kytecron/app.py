@@ -73,10 +73,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.after_request(door.Refusals().note)
     app.add_url_rule("/healthz", view_func=healthz)
     app.add_url_rule("/readyz", view_func=readyz)
+    # First: it answers, as JSON, whatever is asked of addresses below its own that are none.
+    routes = api.register(app)
     web.bound(app)
-    csrf = door.Forms(app)
     # The API knows its callers by bearer tokens, which no browser sends by itself.
-    csrf.exempt(api.register(app))
+    door.Forms(app).exempt(routes)
     web.register(app)
     cli.register(app, settings)
     return app

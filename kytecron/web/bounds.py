@@ -41,8 +41,8 @@ def register(app: Flask) -> None:
 
 
 def _bound() -> None:
-    if request.blueprint == "api" or request.routing_exception is not None:
-        return  # nothing is read: of the API before it knows its caller, of no page at all
+    if request.blueprint == "api":
+        return  # which reads nothing before it knows its caller
     view = current_app.view_functions.get(request.endpoint or "")
     size: int = getattr(view, "takes", SMALL)
     # Who it is takes a look into the database: only for what is larger than anybody may send.
