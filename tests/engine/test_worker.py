@@ -267,7 +267,7 @@ def test_a_job_that_triggers_without_end_is_stopped_by_a_bound_that_is_named(
     make_job(session, journal.code(), name="other", worker_tag="nowhere", overlap_policy="allow")
     with working(settings):
         lifecycle.trigger(session, job.id, actor=ANNA)
-        wait_for_statuses(session, job, "completed")
+        wait_for_statuses(session, job, "completed", seconds=120)
     (said,) = [entry["what"] for entry in journal.entries() if "minute" in entry["what"]]
     assert said.startswith(f"A job may trigger {jobapi.RUNS_PER_MINUTE} runs in a minute. Try again in ")
     asked = sum(run.origin == "trigger" for run in executions(session))

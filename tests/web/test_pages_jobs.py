@@ -59,8 +59,8 @@ def test_a_row_tells_how_a_job_is_doing(app: Flask, viewer: Visitor) -> None:
     assert "nightly At 02:30 every day, Europe/Berlin time etl" in text
     assert "Enabled" in text
     assert "Failed" in text
-    assert "3 completed, 1 failed" in text
-    assert "75%" in text
+    assert "Last 3 runs: 3 completed" in text
+    assert "100%" in text, "a slot whose retry is still to come has not failed"
 
 
 def test_filters_and_sorting_are_part_of_the_address(app: Flask, viewer: Visitor) -> None:
