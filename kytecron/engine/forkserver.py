@@ -618,9 +618,9 @@ class ForkServer:
 # The process tree (Linux; elsewhere these do nothing, and only process groups are killed)
 
 
-def adopt_orphans() -> None:
-    """From now on the orphans among this process's descendants become its children, not init's."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+def adopt_orphans(does: bool = True) -> None:
+    """From now on the orphans among this process's descendants become its children, not init's; or no longer."""
+    prctl(_PR_SET_CHILD_SUBREAPER, int(does))
 
 
 def die_with_parent(parent: int) -> None:

@@ -314,6 +314,8 @@ class Runner:
             self._server.close()
         for server, _ in self._graves:
             server.close()
+        # Nobody here would wait for them now: they would stay as zombies.
+        adopt_orphans(False)
         for run in self._runs.values():
             run.close()
         if self._door is not None:

@@ -70,9 +70,12 @@ def _freeze(seconds: float) -> Callable[[MariaDB, Crew], None]:
 def _stay_away(server: MariaDB, workers: Crew) -> None:
     """Nobody listens for a while: connections are refused."""
     server.stop()
-    _noticed(workers, "Can't connect")
-    time.sleep(2)  # the length of the fault
-    server.start()
+    try:
+        # By a connection that was cut or by one that was refused: the second is not told again.
+        _noticed(workers, "the database is not available")
+        time.sleep(2)  # the length of the fault
+    finally:
+        server.start()
 
 
 def _read_only(server: MariaDB, workers: Crew) -> None:

@@ -17,6 +17,7 @@ from kytecron.core.errors import Busy, Invalid
 from kytecron.core.source import MAX_BYTES
 from kytecron.services import checker, checking
 from kytecron.services.audit import Actor
+from tests.runs import is_alive
 from tests.workers import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -44,11 +45,14 @@ def own_checkers(monkeypatch: pytest.MonkeyPatch) -> Iterator[checking._Checkers
 
 
 def processes() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process().children()
-        if "kytecron.services.checker" in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process().children() if _checks(child)]
+
+
+def _checks(process: psutil.Process) -> bool:
+    try:
+        return "kytecron.services.checker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it has ended, or only waits to be waited for
+        return False
 
 
 def in_background(code: str, actor: Actor) -> threading.Thread:
@@ -246,7 +250,7 @@ print(*(child.pid for child in psutil.Process().children()), flush=True)
 def test_no_process_outlives_the_one_that_started_it(ending):
     done = subprocess.run([sys.executable, "-c", ASKS + ending], capture_output=True, text=True, timeout=60)
     (pid,) = map(int, done.stdout.split())
-    wait_for(lambda: not psutil.pid_exists(pid), what="the end of the process that checks")
+    wait_for(lambda: not is_alive(pid), what="the end of the process that checks")
 
 
 def test_a_forked_process_starts_its_own(own_checkers):
