@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
-from ..core.states import Status
+from ..core.states import UNSUCCESSFUL, Status
 from ..core.statistics import success_rate
 
 KEPT_LATENESS = 10_000
@@ -38,21 +38,27 @@ class Statistics:
         self.endings[status] += 1
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, with rates in per cent and lateness in milliseconds."""
-        ran = sum(self.endings[status] for status in Status if status is not Status.SKIPPED)
-        attempts = self.locks_acquired + self.locks_missed
+        """All figures, with rates in per cent and lateness in milliseconds.
+
+        A worker sees attempts, whose chains other workers may go on with: that is what its success rate is of.
+        """
+        failed = sum(self.endings[status] for status in UNSUCCESSFUL)
+        claims = self.locks_acquired + self.locks_missed
         return {
             "cycles": self.cycles,
             "executed": self.executed,
             "completed": self.endings[Status.COMPLETED],
-            "failed": ran - self.endings[Status.COMPLETED] - self.endings[Status.CANCELLED],
+            "failed": failed,
             "cancelled": self.endings[Status.CANCELLED],
             "skipped": self.endings[Status.SKIPPED],
-            "success_rate": success_rate(self.endings[Status.COMPLETED], ran),
+            "success_rate": success_rate(
+                self.endings[Status.COMPLETED], self.endings[Status.COMPLETED] + failed
+            ),
+            "success_rate_of": "attempts",
             "locks_acquired": self.locks_acquired,
             "locks_missed": self.locks_missed,
             "leases_expired": self.leases_expired,
-            "contention_rate": round(100 * self.locks_missed / attempts, 1) if attempts else 0.0,
+            "contention_rate": round(100 * self.locks_missed / claims, 1) if claims else 0.0,
             "lateness_ms": {f"p{share}": self._percentile(share) for share in (50, 95, 99)},
         }
 

@@ -5,6 +5,7 @@ Each check is one finding in plain words with what to do about it; none changes 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
 from ..store import db, figures, locks, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle, probes, secrets, slots, upgrading
+from . import lifecycle, probes, recount, secrets, slots, upgrading
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -34,6 +35,10 @@ SKEW_TOLD = timedelta(seconds=1)
 SKEW_BAD = timedelta(seconds=30)
 OLDEST = {"mysql": (5, 7), "mariadb": (10, 2)}
 MOST_REAPED = 100_000
+MOST_COMPARED = 200
+COMPARING_SECONDS = 5.0
+"""For so many jobs and so long figures are compared with runs; a job keeps up to 10,000 of them by default."""
+MOST_TOLD = 3
 PATIENCE = timedelta(seconds=10)
 """A slot that has been due for so long is being passed over."""
 
@@ -50,7 +55,7 @@ class Finding:
 
 def examine(engine: Engine, settings: Settings, actor: Actor, *, fix: bool = False) -> list[Finding]:
     """Check everything; with `fix` repair what can be repaired: migrations, reference counts, ended leases,
-    next slots.
+    next slots, figures.
 
     What cannot be checked because something before it is broken is left out.
     """
@@ -86,6 +91,7 @@ def _checks(
         lambda: _secrets(session, settings),
         lambda: _leases(session, fix),
         lambda: _references(session, actor, fix),
+        lambda: _figures(session, fix),
     )
 
 
@@ -387,6 +393,48 @@ def _references(session: Session, actor: Actor, fix: bool) -> Iterator[Finding]:
     if orphaned:
         detail = f"{_number(len(orphaned), 'stored source')} without a version, left by changes made by hand"
         yield Finding("references", "warning", detail)
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+def _figures(session: Session, fix: bool) -> Iterator[Finding]:
+    """Counters, days and standing of jobs against the runs that are kept.
+
+    Of some jobs, others each time, for as long as looking may take; to repair, of all.
+    """
+    jobs = list(queries.job_ids(session))
+    uncounted = queries.uncounted_jobs(session)
+    random.shuffle(jobs)
+    begun, compared = time.monotonic(), 0
+    wrong: dict[int, list[recount.Difference]] = {}
+    for job_id in jobs:
+        if not fix and (compared >= MOST_COMPARED or time.monotonic() - begun > COMPARING_SECONDS):
+            break
+        compared += 1
+        if found := recount.recount_job(session, job_id) if fix else recount.compare(session, job_id):
+            wrong[job_id] = found
+    whose = f"{_number(compared, 'job')}" + (f" of {len(jobs)}" if compared < len(jobs) else "")
+    if uncounted and not fix:
+        detail = f"The runs of {_number(uncounted, 'job')} are not counted into chains yet"
+        yield Finding(
+            "figures", "warning", detail, "A worker does this within minutes of an upgrade; --fix does it now"
+        )
+    if not wrong:
+        yield Finding("figures", "ok", f"The figures of {whose} are what the kept runs come to")
+    elif fix:
+        yield Finding("figures", "fixed", f"The runs of {_number(len(wrong), 'job')} were counted again")
+    else:
+        job_id, found = min(wrong.items())
+        more = len(found) - MOST_TOLD
+        told = "; ".join(map(str, found[:MOST_TOLD])) + (f"; {more} more" if more > 0 else "")
+        yield Finding(
+            "figures",
+            "problem",
+            f"{_number(len(wrong), 'job')} with other figures than the runs come to (compared: {whose}), such as "
+            f"job {job_id}: {told}",
+            "Changes in SQL do this; --fix counts all jobs again",
+        )
 
 
 def _number(count: int, what: str) -> str:

@@ -1,14 +1,15 @@
-"""After an upgrade: the runs that are kept from before are counted into chains, one job to a transaction.
+"""A job's figures, counted again from the runs that are kept: after an upgrade, and where `doctor` finds others.
 
-A job's numbers are assigned from the ledger under its lock, never added to: a recount that is cut short, or done twice,
-or beside workers that settle, comes to the same. What was rolled up for runs that are gone stays, as attempts.
+What is found is assigned under the job's lock, never added to: a recount that is cut short, or done twice, or beside
+workers that settle, comes to the same. What was rolled up for runs that are gone stays as it is.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from datetime import date
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
@@ -16,17 +17,20 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, aliased
 
 from ..core.states import UNSUCCESSFUL, Status
+from ..core.statistics import bucket
 from ..store import claims
 from ..store.claims import JOB, RUN
 from ..store.db import transactional
-from ..store.models import CronJobDailyStat, CronJobExecution
-from .endings import LETTERS, RETRIED
+from ..store.models import CronAudit, CronJobDailyStat, CronJobExecution
+from .endings import COUNTED, LETTERS, RETRIED
 
 STAT: Any = CronJobDailyStat.__table__
 NEXT: Any = aliased(CronJobExecution.__table__)
+FAILURES = sorted(UNSUCCESSFUL)
 ENDED = sorted({*UNSUCCESSFUL, Status.COMPLETED, Status.CANCELLED, Status.SKIPPED})
 LATEST = 200
-"""So many of the newest runs by id hold the 30 that ended last."""
+"""So many of the newest chains by id hold the 30 that ended last."""
+BARS = 30
 
 _FOLLOWED = sa.exists().where(
     NEXT.c.cron_job == RUN.c.cron_job,
@@ -34,6 +38,35 @@ _FOLLOWED = sa.exists().where(
     NEXT.c.rerun == RUN.c.rerun,
     NEXT.c.retry_count == RUN.c.retry_count + 1,
 )
+
+Day = dict[str, int | None]
+"""What is compared of a day's row, by column; `timed` is how many durations its histogram holds."""
+EMPTY: Day = {
+    **dict.fromkeys((*COUNTED, "duration_ms", "timed"), 0),
+    "duration_min_ms": None,
+    "duration_max_ms": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A figure of a job that is not what its kept runs come to."""
+
+    what: str
+    stored: object
+    counted: object
+
+    def __str__(self) -> str:
+        return f"{self.what} is {self.stored}, its runs say {self.counted}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recount:
+    """What a job's figures ought to be, where they are something else: columns of its row, and days."""
+
+    values: dict[str, Any]
+    days: dict[date, Day]
+    differences: list[Difference]
 
 
 def recount(sessions: Callable[[], Session]) -> int:
@@ -46,63 +79,213 @@ def recount(sessions: Callable[[], Session]) -> int:
 
 
 @transactional
-def recount_job(session: Session, job_id: int) -> None:
-    """Assign one job's chain counts from its kept runs."""
+def recount_job(session: Session, job_id: int) -> list[Difference]:
+    """Give one job the figures that its kept runs come to; returns those that were others."""
     job = claims.lock_jobs(session, [job_id]).get(job_id)
     if job is None:
-        return
-    retried, days = _retried(session, job_id)
-    recovered = 0
-    for day, count in _recovered(session, job_id).items():
-        recovered += count
-        days[day]["recovered"] = count
-    for day, counts in sorted(days.items()):
-        session.execute(sa.update(STAT).where(STAT.c.cron_job == job_id, STAT.c.day == day).values(**counts))
-    letters = _letters(session, job_id)
-    counted = [letter for letter in letters if letter not in "xs"]
-    failing = sum(1 for _ in takewhile(lambda letter: letter != "c", reversed(counted)))
-    skipped = session.scalar(sa.select(sa.func.sum(STAT.c.skipped)).where(STAT.c.cron_job == job_id))
-    claims.update_job(
-        session,
-        job_id,
-        {
-            "retried_failed": retried[Status.FAILED] + retried[Status.LOST],
-            "retried_timeout": retried[Status.TIMEOUT],
-            "runs_recovered": recovered,
-            "runs_skipped": int(skipped or 0),
-            "recent_results": letters[-30:],
-            # Attempts were counted before, of which there are at least as many.
-            "consecutive_failures": min(job.consecutive_failures, failing),
-            "chains_counted": True,
-        },
+        return []
+    found = _counted(session, job)
+    for day, counts in sorted(found.days.items()):
+        _assign_day(session, job_id, day, counts)
+    if found.values:
+        claims.update_job(session, job_id, found.values)
+    return found.differences
+
+
+@transactional
+def _compare_locked(session: Session, job_id: int) -> list[Difference]:
+    job = claims.lock_jobs(session, [job_id]).get(job_id)
+    return _counted(session, job).differences if job is not None and job.chains_counted else []
+
+
+def compare(session: Session, job_id: int) -> list[Difference]:
+    """Compare one job's figures with its kept runs; none for a job whose recount after an upgrade is still to come.
+
+    Without a lock, for runs may end in between, and under the job's lock where something seems to differ.
+    """
+    job = claims.read_jobs(session, [job_id]).get(job_id)
+    differs = job is not None and job.chains_counted and _counted(session, job).differences
+    session.rollback()
+    return _compare_locked(session, job_id) if differs else []
+
+
+def _counted(session: Session, job: Any) -> Recount:
+    stored = {
+        row.day: _stored(row) for row in session.execute(sa.select(STAT).where(STAT.c.cron_job == job.id))
+    }
+    ledger = _ledger(session, job.id)
+    values: dict[str, Any] = {}
+    if not job.chains_counted:
+        gone = [day for day, counts in stored.items() if _lacks_runs(counts, ledger.get(day, EMPTY))]
+        values |= {"chains_counted": True, "attempts_until": max(gone, default=None)}
+        values["pruned_until"] = max([*gone, *([job.pruned_until] if job.pruned_until else [])], default=None)
+    pruned_until = values.get("pruned_until", job.pruned_until) or date.min
+    complete = {day: ledger.get(day, EMPTY) for day in stored.keys() | ledger.keys() if day > pruned_until}
+    days = {day: counts for day, counts in complete.items() if _differs(stored.get(day, EMPTY), counts)}
+    wanted = _totals(job, [*{**stored, **complete}.values()])
+    if pruned_until == date.min:
+        begun = sum(_number(counts, "started") for counts in ledger.values())
+        wanted["runs_total"] = begun if job.chains_counted else max(begun, job.runs_total)
+    wanted |= _standing(session, job, pruned_until)
+    differences = [
+        Difference(f"{name} of {day}", stored.get(day, EMPTY)[name], counts[name])
+        for day, counts in sorted(days.items())
+        for name in EMPTY
+        if stored.get(day, EMPTY)[name] != counts[name]
+    ]
+    for name, value in wanted.items():
+        if value != (had := getattr(job, name)):
+            values[name] = value
+            differences.append(Difference(name, had, value))
+    return Recount(values, days, differences)
+
+
+# -- days ----------------------------------------------------------------------------------------------------
+
+
+def _stored(row: Any) -> Day:
+    counts: Day = {name: getattr(row, name) for name in EMPTY if name != "timed"}
+    return counts | {"timed": sum((row.durations or {}).values())}
+
+
+def _ledger(session: Session, job_id: int) -> dict[date, Day]:
+    """The kept runs of a job by the day on which they ended; `started` of them had begun."""
+    day = sa.func.date(RUN.c.completed_at).label("day")
+    retried = sa.case((sa.and_(RUN.c.status.in_(FAILURES), _FOLLOWED), 1), else_=0).label("retried")
+    done = sa.and_(RUN.c.status == Status.COMPLETED, RUN.c.retry_count > RUN.c.interruptions)
+    kinds = (
+        sa.select(
+            day,
+            RUN.c.status,
+            RUN.c.duration_ms,
+            RUN.c.started_at,
+            retried,
+            sa.case((done, 1), else_=0).label("recovered"),
+        )
+        .where(RUN.c.cron_job == job_id, RUN.c.status.in_(ENDED), RUN.c.completed_at.is_not(None))
+        .subquery()
+    )
+    took = kinds.c.duration_ms
+    keys = (kinds.c.day, kinds.c.status, kinds.c.retried, kinds.c.recovered)
+    query = sa.select(
+        *keys,
+        sa.func.count().label("number"),
+        sa.func.count(kinds.c.started_at).label("started"),
+        sa.func.count(took).label("timed"),
+        sa.func.coalesce(sa.func.sum(took), 0).label("duration_ms"),
+        sa.func.min(took).label("shortest"),
+        sa.func.max(took).label("longest"),
+    ).group_by(*keys)
+    days: dict[date, Day] = {}
+    for row in session.execute(query):
+        # SQLite's dates are text.
+        on = row.day if isinstance(row.day, date) else date.fromisoformat(row.day)
+        counts = days.setdefault(on, EMPTY | {"started": 0})
+        added = {
+            row.status: row.number,
+            "started": row.started,
+            "timed": row.timed,
+            "duration_ms": row.duration_ms,
+        }
+        if row.retried:
+            added[RETRIED[Status(row.status)]] = row.number
+        if row.recovered:
+            added["recovered"] = row.number
+        for name, number in added.items():
+            counts[name] = _number(counts, name) + int(number)
+        if row.shortest is not None:
+            counts["duration_min_ms"] = min(row.shortest, _or(counts["duration_min_ms"], row.shortest))
+            counts["duration_max_ms"] = max(row.longest, _or(counts["duration_max_ms"], row.longest))
+    return days
+
+
+def _number(counts: Mapping[str, int | None], name: str) -> int:
+    return counts[name] or 0
+
+
+def _or(known: int | None, otherwise: int) -> int:
+    return otherwise if known is None else known
+
+
+def _lacks_runs(stored: Day, ledger: Day) -> bool:
+    """Whether runs of a day that an earlier release counted are gone."""
+    return stored["duration_min_ms"] is None and any(
+        _number(stored, status) > _number(ledger, status) for status in ENDED
     )
 
 
-def _retried(session: Session, job_id: int) -> tuple[Counter[str], dict[date, dict[str, int]]]:
-    """Failures that another attempt followed: together by status, and by day."""
-    total: Counter[str] = Counter()
-    days: dict[date, dict[str, int]] = defaultdict(dict)
-    for day, status in _ended(session, job_id, RUN.c.status.in_(sorted(UNSUCCESSFUL)), _FOLLOWED):
-        total[status] += 1
-        column = RETRIED[Status(status)]
-        days[day][column] = days[day].get(column, 0) + 1
-    return total, days
+def _differs(stored: Day, ledger: Day) -> bool:
+    return any(stored[name] != ledger[name] for name in EMPTY)
 
 
-def _recovered(session: Session, job_id: int) -> Counter[date]:
-    done = (RUN.c.status == Status.COMPLETED, RUN.c.retry_count > RUN.c.interruptions)
-    return Counter(day for day, _ in _ended(session, job_id, *done))
+def _assign_day(session: Session, job_id: int, day: date, counts: Day) -> None:
+    values: dict[str, Any] = {name: value for name, value in counts.items() if name in STAT.c}
+    values["durations"] = _histogram(session, job_id, day)
+    where = (STAT.c.cron_job == job_id, STAT.c.day == day)
+    if session.scalar(sa.select(STAT.c.day).where(*where)) is None:
+        session.execute(sa.insert(STAT).values(cron_job=job_id, day=day, **values))
+    else:
+        session.execute(sa.update(STAT).where(*where).values(**values))
 
 
-def _ended(session: Session, job_id: int, *conditions: Any) -> Iterable[tuple[date, str]]:
-    query = sa.select(RUN.c.completed_at, RUN.c.status).where(
-        RUN.c.cron_job == job_id, RUN.c.completed_at.is_not(None), *conditions
+def _histogram(session: Session, job_id: int, day: date) -> dict[str, int]:
+    begin = datetime.combine(day, datetime.min.time(), UTC)
+    took = RUN.c.duration_ms
+    rows = session.execute(
+        sa.select(took, sa.func.count().label("number"))
+        .where(
+            RUN.c.cron_job == job_id,
+            RUN.c.status.in_(ENDED),
+            RUN.c.completed_at >= begin,
+            RUN.c.completed_at < begin + timedelta(days=1),
+            took.is_not(None),
+        )
+        .group_by(took)
     )
-    return ((row.completed_at.date(), row.status) for row in session.execute(query))
+    found: Counter[str] = Counter()
+    for row in rows:
+        found[bucket(row.duration_ms)] += row.number
+    return dict(found)
 
 
-def _letters(session: Session, job_id: int) -> str:
-    """How the chains that ran ended, in the order they ended."""
+# -- the job's row -------------------------------------------------------------------------------------------
+
+
+def _totals(job: Any, days: Sequence[Day]) -> dict[str, int]:
+    """The counters of a job since it exists, of which its days are the parts."""
+
+    def together(*names: str) -> int:
+        return sum(_number(counts, name) for counts in days for name in names)
+
+    totals = {
+        "runs_completed": together("completed"),
+        "runs_failed": together("failed", "lost"),
+        "runs_timeout": together("timeout"),
+        "retried_failed": together("retried_failed", "retried_lost"),
+        "retried_timeout": together("retried_timeout"),
+        "runs_recovered": together("recovered"),
+        "runs_skipped": together("skipped"),
+        "duration_total_ms": together("duration_ms"),
+    }
+    # Of what was skipped or cancelled, days do not say whether it had begun.
+    if not job.chains_counted:  # counted on, should its days ever have been fewer
+        for name in ("runs_completed", "runs_failed", "runs_timeout", "duration_total_ms"):
+            totals[name] = max(totals[name], getattr(job, name))
+    least = totals["runs_completed"] + totals["runs_failed"] + totals["runs_timeout"]
+    most = least + together("skipped", "cancelled")
+    return totals | {"runs_total": min(max(job.runs_total, least), most)}
+
+
+def _standing(session: Session, job: Any, pruned_until: date) -> dict[str, Any]:
+    """How the last chains of a job ended, how many failed in a row, and since when."""
+    chains = _latest_chains(session, job.id)
+    return {"recent_results": _letters(job, chains, pruned_until)} | _failing(
+        session, job, chains, pruned_until
+    )
+
+
+def _latest_chains(session: Session, job_id: int) -> list[Any]:
+    """The last chains that ran, in the order they ended, as their last attempts."""
     ended = sa.select(RUN.c.id, RUN.c.status, RUN.c.completed_at).where(
         RUN.c.cron_job == job_id,
         RUN.c.status.in_(ENDED),
@@ -111,6 +294,66 @@ def _letters(session: Session, job_id: int) -> str:
         sa.not_(_FOLLOWED),
     )
     rows = session.execute(ended.order_by(RUN.c.id.desc()).limit(LATEST)).all()
-    return "".join(
-        LETTERS[Status(row.status)] for row in sorted(rows, key=lambda row: (row.completed_at, row.id))
+    return sorted(rows, key=lambda row: (row.completed_at, row.id))
+
+
+def _letters(job: Any, chains: Sequence[Any], pruned_until: date) -> str:
+    had: str = job.recent_results
+    if not job.chains_counted:  # it has a letter for each attempt
+        return "".join(LETTERS[Status(row.status)] for row in chains)[-BARS:]
+    letters = "".join(LETTERS[Status(row.status)] for row in chains if row.completed_at.date() > pruned_until)
+    older = had[: max(0, len(had) - len(letters))] if pruned_until > date.min else ""
+    found = (older + letters)[-BARS:]
+    # Those that ended at the same moment may stand in either order.
+    return had if sorted(had) == sorted(found) else found
+
+
+def _failing(session: Session, job: Any, chains: Sequence[Any], pruned_until: date) -> dict[str, Any]:
+    counted = [row for row in chains if row.status == Status.COMPLETED or row.status in UNSUCCESSFUL]
+    row_of_failures = [*takewhile(lambda row: row.status != Status.COMPLETED, reversed(counted))][::-1]
+    failures, since = job.consecutive_failures, job.failing_since
+    if failures != len(row_of_failures):
+        recovered = _last_move(session, job.id, ("recover",))
+        row_of_failures = [
+            row for row in row_of_failures if recovered is None or row.completed_at > recovered.at
+        ]
+    most = len(row_of_failures)
+    # One that was lost to a shutdown while its job was disabled says nothing about the job.
+    certain = [row for row in row_of_failures if row.status != Status.LOST]
+    # Chains before those that are kept may have failed too, and earlier releases counted attempts.
+    is_all = pruned_until == date.min and len(chains) < LATEST
+    may_be_more = job.chains_counted and counted and most == len(counted) and not is_all
+    if (failures > most and not may_be_more) or (failures < len(certain) and job.chains_counted):
+        failures = most
+    if failures and since is None and row_of_failures:
+        since = row_of_failures[0].completed_at
+    elif since is not None and certain and since > certain[0].completed_at:
+        since = certain[0].completed_at
+    elif since is not None and not row_of_failures and since.date() > pruned_until:
+        since = None if _is_over(session, job, counted) else since
+    return {"consecutive_failures": failures, "failing_since": since}
+
+
+def _is_over(session: Session, job: Any, counted: Sequence[Any]) -> bool:
+    """Whether nothing failed when the job is said to have begun to fail, or it has succeeded since.
+
+    A success does not count that ended while the job was in the dead letter queue.
+    """
+    ended = (RUN.c.cron_job == job.id, RUN.c.status.in_(FAILURES), RUN.c.completed_at == job.failing_since)
+    if session.scalar(sa.select(RUN.c.id).where(*ended).limit(1)) is None:
+        return True
+    if job.in_dead_letter_queue or not counted or counted[-1].status != Status.COMPLETED:
+        return False
+    success = counted[-1].completed_at
+    move = _last_move(session, job.id, ("dead_letter", "recover"), until=success)
+    return success > job.failing_since and (move is None or move.action == "recover")
+
+
+def _last_move(session: Session, job_id: int, actions: Sequence[str], until: datetime | None = None) -> Any:
+    """When a job last went into the dead letter queue or out of it, by the audit log; None where it never did."""
+    query = sa.select(CronAudit.action, CronAudit.at).where(
+        CronAudit.subject_type == "job", CronAudit.subject_id == str(job_id), CronAudit.action.in_(actions)
     )
+    if until is not None:
+        query = query.where(CronAudit.at <= until)
+    return session.execute(query.order_by(CronAudit.id.desc()).limit(1)).one_or_none()

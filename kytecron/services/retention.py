@@ -1,23 +1,23 @@
 """Forgetting: what is old goes in small transactions, so that nobody waits behind a large one.
 
-What stays, however old: runs that have not ended, each job's last success, last failure and last run, and what
-tells whether a job that is failing now has been told about.
+What stays, however old: runs that have not ended, the chains of each job's last success, last failure and last run,
+and what tells whether a job that is failing now has been told about. Chains go as a whole, or not yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from ..config import Settings
 from ..core.errors import NotFound
 from ..core.states import FINAL, UNSUCCESSFUL, Status
-from ..store import db
+from ..store import claims, db
 from ..store.db import hits, transactional
 from ..store.models import (
     CronAudit,
@@ -108,7 +108,7 @@ def _prune_executions(session: Session, settings: Settings, now: datetime, batch
     for job_id in _job_ids(session):
         surplus = _newest_surplus(session, job_id, settings.retention_per_job)
         for ids in _removable(session, job_id, cutoff, surplus, batch):
-            removed += _delete_executions(session, ids)
+            removed += _delete_executions(session, job_id, ids)
             batches += 1
             if batches == MAX_BATCHES:
                 return removed
@@ -150,8 +150,8 @@ def _newest_surplus(session: Session, job_id: int, keep: int) -> int:
 
 def _removable(
     session: Session, job_id: int, cutoff: datetime, surplus: int, batch: int
-) -> Iterator[list[int]]:
-    """Ids of a job's ended executions that have had their time, the oldest first.
+) -> Iterator[dict[int, date]]:
+    """A job's ended executions that have had their time, the oldest first: by id, the day on which they ended.
 
     By id, which is by age for nearly all of them: the first batch without an old one ends the search, and a job
     with nothing to remove costs one look.
@@ -160,35 +160,76 @@ def _removable(
     after = 0
     while True:
         rows = _ENDED.rows(session, {"job": job_id, "after": after, "most": batch})
-        past = [row.id for row in rows if row.ended_at < cutoff or row.id <= surplus]
+        past = {row.id: row.ended_at.date() for row in rows if row.ended_at < cutoff or row.id <= surplus}
         if not past:
             return
         if kept is None:
             kept = _kept(session, job_id)
-        yield [execution_id for execution_id in past if execution_id not in kept]
+        stay = kept | _followed_by_a_younger(session, past, cutoff, surplus)
+        yield {execution_id: day for execution_id, day in past.items() if execution_id not in stay}
         after = rows[-1].id
 
 
+def _of_one_chain(one: Any, other: Any) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        one.cron_job == other.cron_job,
+        one.scheduled_time == other.scheduled_time,
+        one.rerun == other.rerun,
+    )
+
+
+def _followed_by_a_younger(
+    session: Session, past: Collection[int], cutoff: datetime, surplus: int
+) -> set[int]:
+    """Those of `past` with a later attempt in their chain that has not had its time, or has not ended."""
+    later = aliased(CronJobExecution)
+    ended_at = sa.func.coalesce(later.completed_at, later.scheduled_time)
+    young = sa.or_(later.status.not_in(FINAL), sa.and_(ended_at >= cutoff, later.id > surplus))
+    query = (
+        sa.select(CronJobExecution.id)
+        .join(later, _of_one_chain(later, CronJobExecution))
+        .where(CronJobExecution.id.in_(past), later.retry_count > CronJobExecution.retry_count, young)
+    )
+    return set(session.scalars(query))
+
+
 def _kept(session: Session, job_id: int) -> set[int]:
-    def newest(statuses: Sequence[Status]) -> sa.ScalarSelect[Any]:
-        return (
-            sa.select(sa.func.max(CronJobExecution.id))
-            .where(CronJobExecution.cron_job == job_id, CronJobExecution.status.in_(statuses))
-            .scalar_subquery()
-        )
+    """All attempts of the chains that stay: of the last success, of the last failure, and of the last run."""
+    run, following = CronJobExecution, aliased(CronJobExecution)
+    followed = sa.exists().where(_of_one_chain(following, run), following.retry_count == run.retry_count + 1)
+
+    def newest(*conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[Any]:
+        return sa.select(sa.func.max(run.id)).where(run.cron_job == job_id, *conditions).scalar_subquery()
 
     found = session.execute(
-        sa.select(newest([Status.COMPLETED]), newest(sorted(UNSUCCESSFUL)), CronJob.last_execution).where(
-            CronJob.id == job_id
-        )
+        sa.select(
+            newest(run.status == Status.COMPLETED),
+            newest(run.status.in_(sorted(UNSUCCESSFUL)), sa.not_(followed)),
+            CronJob.last_execution,
+        ).where(CronJob.id == job_id)
     ).one_or_none()
-    return {execution_id for execution_id in found or () if execution_id is not None}
+    ids = {execution_id for execution_id in found or () if execution_id is not None}
+    member = aliased(CronJobExecution)
+    chains = sa.select(member.id).join(run, _of_one_chain(member, run)).where(run.id.in_(ids))
+    return ids | set(session.scalars(chains))
 
 
 @transactional
-def _delete_executions(session: Session, ids: Sequence[int]) -> int:
-    session.execute(sa.delete(CronJobOutput).where(CronJobOutput.execution.in_(ids)))
-    return hits(session, sa.delete(CronJobExecution).where(CronJobExecution.id.in_(ids)))
+def _delete_executions(session: Session, job_id: int, ended: Mapping[int, date]) -> int:
+    """Delete a job's executions, given as the days on which they ended; none while somebody has locked the job."""
+    if not ended:
+        return 0
+    if claims.lock_free_jobs(session, [job_id]).taken:
+        return 0  # the next call is in time
+    until = max(ended.values())
+    session.execute(
+        sa.update(CronJob)
+        .where(CronJob.id == job_id, sa.or_(CronJob.pruned_until.is_(None), CronJob.pruned_until < until))
+        .values(pruned_until=until)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(sa.delete(CronJobOutput).where(CronJobOutput.execution.in_(ended)))
+    return hits(session, sa.delete(CronJobExecution).where(CronJobExecution.id.in_(ended)))
 
 
 # -- the rest ------------------------------------------------------------------------------------------------

@@ -158,6 +158,10 @@ class CronJob(Base):
     runs_skipped: Mapped[int] = _count()
     chains_counted: Mapped[bool] = mapped_column(sa.Boolean, nullable=False, default=True, server_default="0")
     """Whether the runs from before there were these columns have been counted into them."""
+    attempts_until: Mapped[date | None] = mapped_column(sa.Date)
+    """The last UTC day whose figures count attempts: its runs were gone when this release began to count chains."""
+    pruned_until: Mapped[date | None] = mapped_column(sa.Date)
+    """The last UTC day of which ended runs were removed; from the next day on the ledger is complete."""
     duration_total_ms: Mapped[int] = _count()
     recent_results: Mapped[str] = _word("", 30)
     """The last 30 chains that ran, oldest first, one letter each for how they ended: see `services.endings.LETTERS`."""

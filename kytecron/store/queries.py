@@ -142,6 +142,17 @@ def jobs_with_next_slot(session: Session) -> Iterator[Any]:
         last = rows[-1].id
 
 
+def job_ids(session: Session) -> Sequence[int]:
+    """The ids of all jobs, of deleted ones too."""
+    return session.scalars(sa.select(JOB.c.id)).all()
+
+
+def uncounted_jobs(session: Session) -> int:
+    """How many jobs have runs from before an upgrade that are not counted into chains yet."""
+    waiting = sa.select(sa.func.count()).where(JOB.c.chains_counted == sa.false())
+    return session.scalar(waiting) or 0
+
+
 def parents(session: Session, job_ids: Collection[int]) -> dict[int, list[int]]:
     """The ids of the jobs that each of some jobs depends on."""
     edges = session.execute(

@@ -57,7 +57,7 @@ def test_all_is_well(cli: CommandLine):
     assert found["healthy"] is True
     assert [one["check"] for one in found["items"]] == [
         *("database", "migrations", "writes", "clock", "clock", "tzdata", "workers"),
-        *("slots", "next slots", "secrets", "leases", "references"),
+        *("slots", "next slots", "secrets", "leases", "references", "figures"),
     ]
     assert {one["verdict"] for one in found["items"]} == {"ok"}
     assert "1 worker alive" in cli.output("doctor")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
+from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
-from kytecron.services import lifecycle
+from kytecron.services import deadletters, doctor, lifecycle, retention
 from kytecron.services.audit import Actor
-from kytecron.services.recount import recount
+from kytecron.services.jobs import CronJobManager
+from kytecron.services.recount import recount, recount_job
 from kytecron.store import db
 from kytecron.store.figures import execution_summary, job_statistics
 from kytecron.store.models import CronJob, CronJobDailyStat
@@ -16,10 +22,42 @@ from tests.factories import add_job, claim_one, fresh, runs_of
 
 DONE = Outcome(Status.COMPLETED, duration_ms=8100)
 FAILED = Outcome(Status.FAILED, error="ValueError: no", duration_ms=8000)
+PERMANENT = Outcome(Status.FAILED, error="PermanentFailure: no", permanent=True, duration_ms=30)
+ANNA = Actor("anna")
 COUNTS = (
     *("retried_failed", "retried_timeout", "runs_recovered", "runs_skipped"),
     *("recent_results", "consecutive_failures"),
 )
+
+
+COUNTERS = (
+    *("runs_total", "runs_completed", "runs_failed", "runs_timeout", "retried_failed", "retried_timeout"),
+    *("runs_recovered", "runs_skipped", "duration_total_ms"),
+)
+
+
+def figures_of(session: Session, job: CronJob) -> dict[str, Any]:
+    """All that is counted of a job: in its row, and by day."""
+    job = fresh(session, job)
+    days = session.execute(sa.select(CronJobDailyStat.__table__).where(CronJobDailyStat.cron_job == job.id))
+    standing = ("recent_results", "consecutive_failures", "failing_since")
+    found = {name: getattr(job, name) for name in (*COUNTERS, *standing)}
+    found["days"] = [dict(row._mapping) for row in days]
+    session.rollback()
+    return found
+
+
+def told(engine: Engine, settings: Settings, *, fix: bool = False) -> tuple[str, str]:
+    """What `doctor` says of the figures."""
+    found = doctor.examine(engine, settings, ANNA, fix=fix)
+    return next((one.verdict, one.detail) for one in found if one.check == "figures")
+
+
+def again(session: Session, job: CronJob, *outcomes: Outcome) -> None:
+    """Another chain of a job."""
+    lifecycle.trigger(session, job.id, actor=ANNA)
+    for outcome in outcomes:
+        lifecycle.settle(session, [(claim_one(session), outcome)])
 
 
 def chain(session: Session, *outcomes: Outcome) -> CronJob:
@@ -72,3 +110,85 @@ def test_kept_runs_of_an_earlier_release_are_counted_into_chains_once(
     assert [{name: getattr(job, name) for name in COUNTS} for job in jobs] == right
     days = session.execute(sa.select(CronJobDailyStat.retried_failed, CronJobDailyStat.recovered)).all()
     assert sorted(map(tuple, days)) == [(2, 0), (2, 1)]
+
+
+def test_doctor_finds_figures_that_the_runs_do_not_come_to_and_counts_again(
+    session: Session, settings: Settings, engine: Engine
+) -> None:
+    jobs = [chain(session, FAILED, FAILED, DONE), chain(session, FAILED, DONE), chain(session, PERMANENT)]
+    right = [figures_of(session, job) for job in jobs]
+    assert told(engine, settings) == ("ok", "The figures of 3 jobs are what the kept runs come to")
+    today = db.now(session)
+    session.rollback()
+    for change in (
+        *({name: getattr(jobs[0], name) + 3} for name in COUNTERS),
+        {"consecutive_failures": 9},
+        {"recent_results": "cccf"},
+        {"failing_since": today},
+    ):
+        session.execute(sa.update(CronJob).where(CronJob.id == jobs[0].id).values(**change))
+        session.commit()
+        verdict, detail = told(engine, settings)
+        assert (verdict, *change) == ("problem", detail.split(f"job {jobs[0].id}: ")[1].split(" is ")[0])
+        assert told(engine, settings, fix=True) == ("fixed", "The runs of 1 job were counted again")
+        assert [figures_of(session, job) for job in jobs] == right
+    for column in CronJobDailyStat.__table__.c:
+        if column.name in ("cron_job", "day", "durations"):
+            continue
+        row = sa.update(CronJobDailyStat).where(CronJobDailyStat.cron_job == jobs[1].id)
+        session.execute(row.values({column.name: 70_000}))
+        session.commit()
+        verdict, detail = told(engine, settings)
+        assert (verdict, f"{column.name} of " in detail) == ("problem", True), detail
+        assert told(engine, settings, fix=True)[0] == "fixed"
+        assert [figures_of(session, job) for job in jobs] == right
+    session.execute(sa.delete(CronJobDailyStat))
+    failed = sa.update(CronJob).where(CronJob.id == jobs[2].id)
+    session.execute(failed.values(consecutive_failures=0, failing_since=None))
+    session.commit()
+    assert told(engine, settings)[0] == "problem"
+    assert told(engine, settings, fix=True)[0] == "fixed"
+    assert [figures_of(session, job) for job in jobs] == right
+    assert told(engine, settings)[0] == "ok"
+
+
+def test_a_job_that_was_recovered_or_disabled_in_a_chain_has_the_figures_that_its_runs_come_to(
+    session: Session, settings: Settings, engine: Engine
+) -> None:
+    job = chain(session, PERMANENT)
+    deadletters.recover(session, job.id, ANNA)
+    assert told(engine, settings)[0] == "ok"
+    again(session, job, FAILED, PERMANENT)
+    assert figures_of(session, job)["consecutive_failures"] == 1
+    assert told(engine, settings)[0] == "ok"
+    deadletters.recover(session, job.id, ANNA)
+    again(session, job, DONE)
+    assert figures_of(session, job)["failing_since"] is None
+    assert told(engine, settings)[0] == "ok"
+    lifecycle.trigger(session, job.id, actor=ANNA)
+    claim = claim_one(session)
+    CronJobManager(session, ANNA).disable(job.id)
+    lifecycle.settle(session, [(claim, Outcome(Status.LOST, error="shutdown", interrupted=True))])
+    assert figures_of(session, job)["consecutive_failures"] == 0
+    assert told(engine, settings)[0] == "ok"
+
+
+def test_runs_that_retention_removed_stay_counted(
+    session: Session, sessions: sessionmaker[Session], settings: Settings, engine: Engine
+) -> None:
+    job = chain(session, FAILED, DONE)
+    for _ in range(5):
+        again(session, job, FAILED, FAILED, DONE)
+    right = figures_of(session, job)
+    few = replace(settings, retention_per_job=4)
+    assert retention.prune(sessions, few)["executions"] > 0
+    assert fresh(session, job).pruned_until == db.now(session).date()
+    session.rollback()
+    assert told(engine, settings)[0] == "ok"
+    recount_job(session, job.id)
+    assert figures_of(session, job) == right
+    session.execute(sa.update(CronJob).values(runs_completed=40))
+    session.commit()
+    assert told(engine, settings)[0] == "problem"
+    assert told(engine, settings, fix=True)[0] == "fixed"
+    assert figures_of(session, job) == right

@@ -219,3 +219,34 @@ def test_versions_beyond_the_newest_go_and_deleted_jobs_do_not_get_in_the_way(
 def test_keeping_nothing_is_refused_at_the_start(name: str) -> None:
     with pytest.raises(Invalid, match=f"{name.upper()} must be more than 0"):
         Settings.load({name: 0})
+
+
+def test_chains_stay_or_go_as_a_whole(
+    session: Session, sessions: sessionmaker[Session], settings: Settings, now: datetime
+) -> None:
+    job = add_job(session)
+
+    def add_chain(*attempts: tuple[float, Status]) -> list[int]:
+        ids = add_runs(session, job, now, *attempts)
+        slot = now - timedelta(days=attempts[0][0])
+        for number, run in enumerate(ids):
+            of_chain = sa.update(CronJobExecution).where(CronJobExecution.id == run)
+            session.execute(of_chain.values(scheduled_time=slot, retry_count=number))
+        session.commit()
+        return ids
+
+    failed = Status.FAILED
+    add_chain((210, failed), (209, failed))
+    last_failure = add_chain((200, failed), (199, Status.TIMEOUT), (198, failed))
+    add_chain((190, Status.COMPLETED))
+    last_success = add_chain((180, failed), (179, Status.COMPLETED))  # no failure: a retry repaired it
+    cancelled = add_chain((150, failed), (149, Status.CANCELLED))
+    waiting = add_chain((140, failed), (139, failed), (0, Status.PENDING))
+    half_old = add_chain((92, failed), (91, failed), (89, Status.CANCELLED))
+    session.execute(sa.update(CronJob).values(last_execution=cancelled[-1]))
+    session.commit()
+    assert retention.prune(sessions, settings, now, batch=4)["executions"] == 3
+    assert left(session) == [*last_failure, *last_success, *cancelled, *waiting, *half_old]
+    assert retention.prune(sessions, settings, now)["executions"] == 0
+    # Three days later the whole chain is old.
+    assert retention.prune(sessions, settings, now + timedelta(days=3))["executions"] == 3
