@@ -321,7 +321,7 @@ class Settings:
         path = self.instance_path / name
         if not path.exists():
             self.make_instance_directory()
-            draft = path.with_name(f"{name}.{os.getpid()}")
+            draft = path.with_name(f"{name}.{secrets.token_hex(8)}")
             draft.touch(mode=0o600)
             draft.write_text(make())
             try:

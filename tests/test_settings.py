@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -77,6 +79,18 @@ def test_development_makes_one_key_and_keeps_it_from_others(tmp_path: Path) -> N
     assert len(key) == 64
     assert settings.require_secret_key() == key
     assert (tmp_path / "secret-key").stat().st_mode & 0o077 == 0
+
+
+def test_threads_that_make_the_first_key_at_once_all_have_the_same(tmp_path: Path) -> None:
+    together = Barrier(8)
+
+    def ask(instance: Path) -> str:
+        together.wait(10)
+        return Settings(instance_path=instance).require_secret_key()
+
+    with ThreadPoolExecutor(8) as threads:
+        for attempt in range(20):
+            assert len(set(threads.map(ask, [tmp_path / str(attempt)] * 8))) == 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "LOUD")])

@@ -150,15 +150,6 @@ class WaitQuery(Query):
     wait: int = Field(0, ge=0, le=60, description="Answer when the run has ended, or after so many seconds")
 
 
-class VersionsQuery(Query):
-    """Which versions, newest first."""
-
-    limit: int = Field(50, ge=1, le=MAX_LIMIT)
-    cursor: str | None = Field(
-        None, max_length=10, pattern="^[0-9]+$", description="`next_cursor` of the part before"
-    )
-
-
 class CompareQuery(Query):
     """Which two versions."""
 

@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from ..config import Settings
 from ..core.errors import Forbidden, Invalid, NotFound
 from ..requestdb import db
-from ..services import accounts, idempotency, jobs
+from ..services import accounts, idempotency, jobs, throttle
 from ..services.audit import Actor
 from ..services.seats import Seat, Seats
 from ..store import db as database
@@ -67,7 +67,7 @@ class Call:
 
     def throttle_triggers(self) -> None:
         """Count a run that the caller asks for. Raises TooManyRequests."""
-        accounts.throttle_triggers(self.session, f"token:{self.token_id}")
+        throttle.allow_trigger(self.session, f"token:{self.token_id}")
 
     def seat(self) -> Seat:
         """A seat for an answer that waits or streams, to be left when it has ended. Raises Busy."""

@@ -72,12 +72,6 @@ class Unreadable(KytecronError):
     code = "unreadable"
 
 
-class StaleClaim(KytecronError):
-    """A write about a run whose lease the writer no longer holds. Drop the result, kill the process."""
-
-    code = "stale_claim"
-
-
 class Forbidden(KytecronError):
     """The actor's role does not allow this."""
 

@@ -272,12 +272,6 @@ class Runner:
                 grace = self._grace if grace_seconds is None else grace_seconds
                 self._stop(run, Stop(status, reason, interrupted), grace)
 
-    def kill_all(self, status: Status, reason: str, *, interrupted: bool = True) -> None:
-        """SIGKILL for every run, now. Each ends with `status` and `reason`."""
-        with self._telling():
-            for run in list(self._runs.values()):
-                self._stop(run, Stop(status, reason, interrupted), 0)
-
     def drop(self, execution_id: int) -> None:
         """No longer ours: SIGKILL now, and not a word about it any more."""
         with self._telling():

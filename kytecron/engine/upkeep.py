@@ -1,4 +1,4 @@
-"""A worker's side thread: sends notifications, removes old rows. Nothing here may delay a job."""
+"""A worker's side threads: one sends notifications, one removes old rows. Nothing here may delay a job."""
 
 from __future__ import annotations
 

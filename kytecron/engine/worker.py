@@ -1,8 +1,8 @@
 """The worker: finds due work, runs it, writes down what came of it.
 
 One loop of short steps on the main thread does all that needs the database; the Runner's own thread keeps watch
-over the job processes, so that time limits and leases hold even while a statement hangs. A third thread sends
-notifications and removes old rows: a dead channel or a long clean-up delays no job.
+over the job processes, so that time limits and leases hold even while a statement hangs. Two more (`upkeep`) send
+notifications and remove old rows: a dead channel or a long clean-up delays no job.
 
     step: collect what the processes said -> renew -> enqueue -> claim and start -> settle -> flush output
 

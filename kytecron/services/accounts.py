@@ -1,4 +1,4 @@
-"""Who may sign in, with what, and what they may do: users, sessions, API tokens, sign-in links, throttles.
+"""Who may sign in, with what, and what they may do: users, sessions, API tokens, sign-in links.
 
 The tables hold hashes only: scrypt of passwords, SHA-256 of session tokens, API tokens and links. Those are
 256 random bits, which nobody guesses, so that a slow hash would add nothing but cost to every request.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import math
 import re
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
@@ -21,12 +20,12 @@ from sqlalchemy.orm import Session
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from ..config import Settings
-from ..core.errors import Conflict, Forbidden, Invalid, NotFound, TooManyRequests
+from ..core.errors import Conflict, Forbidden, Invalid, NotFound
 from ..core.untrusted import name_problem
 from ..store import db
 from ..store.db import hits, transactional
-from ..store.models import CronSession, CronThrottle, CronToken, CronUser
-from . import audit, passwords
+from ..store.models import CronSession, CronToken, CronUser
+from . import audit, passwords, throttle
 from .audit import Actor
 
 ROLES = ("viewer", "operator", "editor", "admin")
@@ -48,10 +47,6 @@ SEEN_EVERY = timedelta(minutes=1)
 LINK_LIFETIME = timedelta(minutes=15)
 FIRST_LINK_LIFETIME = timedelta(hours=24)
 MAX_TOKEN_DAYS = 3650
-TRIGGERS_PER_MINUTE = 120
-"""Runs that one person or one token may ask for; a bulk action and a backfill count once."""
-MAX_THROTTLE_SECONDS = 86_400
-"""`services.retention` forgets throttle windows older than this."""
 
 
 def allows(role: str, needed: str) -> bool:
@@ -311,7 +306,7 @@ def _open_by_password(
     session: Session,
     user_id: int,
     known_hash: str | None,
-    tries: list[tuple[str, datetime]],
+    tries: list[throttle.Use],
     ip: str,
     user_agent: str,
     settings: Settings,
@@ -721,81 +716,20 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
 
 
-# -- throttles -----------------------------------------------------------------------------------------------
+# -- tries to sign in ----------------------------------------------------------------------------------------
 
 
 @transactional
-def throttle(session: Session, key: str, limit: int, per_seconds: int) -> None:
-    """Count one use of `key`; raises TooManyRequests when `limit` were made in this window of `per_seconds`.
-
-    Windows lie on the clock (a new one every `per_seconds`, at most a day), so that one guarded update decides,
-    also between many processes.
-    """
-    _count(session, key, limit, per_seconds, "Too many requests.")
-
-
-def throttle_triggers(session: Session, who: str) -> None:
-    """Count one run that `who` asks for, such as `user:7`. Raises TooManyRequests beyond TRIGGERS_PER_MINUTE."""
-    throttle(session, f"trigger:{who}", TRIGGERS_PER_MINUTE, 60)
-
-
-@transactional
-def throttle_job(session: Session, job_id: int, limit: int) -> None:
-    """Count one run that a run of this job asks for. Raises TooManyRequests beyond `limit` in a minute."""
-    said = f"A job may trigger {limit:,} runs in a minute."
-    _count(session, f"trigger:job:{job_id}", limit, 60, said)
-
-
-@transactional
-def _count_tries(session: Session, limits: list[tuple[str, int]]) -> list[tuple[str, datetime]]:
+def _count_tries(session: Session, limits: list[tuple[str, int]]) -> list[throttle.Use]:
     """Count one try for each key, or none and raise TooManyRequests; returns what `_forget_tries` takes back."""
     said = "Too many failed sign-ins."
-    return [(key, _count(session, key, limit, SIGN_IN_WINDOW_SECONDS, said)) for key, limit in limits]
+    return [throttle.take(session, key, limit, SIGN_IN_WINDOW_SECONDS, said) for key, limit in limits]
 
 
 @transactional
-def _forget_tries(session: Session, tries: list[tuple[str, datetime]]) -> None:
-    for key, window in tries:
-        session.execute(
-            sa.update(CronThrottle)
-            .where(CronThrottle.key == key, CronThrottle.window == window, CronThrottle.count > 0)
-            .values(count=CronThrottle.count - 1)
-        )
-
-
-def _count(session: Session, key: str, limit: int, per_seconds: int, said: str) -> datetime:
-    now = db.now(session)
-    window = _window(now, per_seconds)
-    if not _add_one(session, key, window, limit):
-        wait = max(1, math.ceil((window - now).total_seconds() + per_seconds))
-        raise TooManyRequests(f"{said} Try again in {_in_words(wait)}.", wait)
-    return window
-
-
-def _window(now: datetime, per_seconds: int) -> datetime:
-    """Its start on the clock. Tests hold it, since one may end between two requests."""
-    return datetime.fromtimestamp(now.timestamp() // per_seconds * per_seconds, UTC)
-
-
-def _add_one(session: Session, key: str, window: datetime, limit: int) -> bool:
-    one_more = (
-        sa.update(CronThrottle)
-        .where(CronThrottle.key == key, CronThrottle.window == window, CronThrottle.count < limit)
-        .values(count=CronThrottle.count + 1)
-    )
-    if hits(session, one_more):
-        return True
-    try:
-        with session.begin_nested():
-            session.execute(sa.insert(CronThrottle).values(key=key, window=window, count=1))
-    except IntegrityError:  # the row is there: full, or made by another process a moment ago
-        return hits(session, one_more) > 0
-    return True
-
-
-def _in_words(seconds: int) -> str:
-    number, unit = (seconds, "second") if seconds < 60 else (math.ceil(seconds / 60), "minute")
-    return f"{number} {unit}" + ("s" if number > 1 else "")
+def _forget_tries(session: Session, tries: list[throttle.Use]) -> None:
+    for use in tries:
+        throttle.give_back(session, use)
 
 
 def _name_key(username: str) -> str:

@@ -20,10 +20,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sqlalchemy as sa
-from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,7 +31,8 @@ from ..core.errors import Conflict, Invalid, KytecronError, UnderWay
 from ..store import db
 from ..store.db import transactional
 from ..store.models import CronIdempotencyKey
-from . import accounts
+from . import throttle
+from .ciphers import Cipher
 
 KEPT = timedelta(hours=24)
 """`services.retention` forgets keys that are older."""
@@ -76,7 +76,7 @@ def once(session: Session, settings: Settings, asked: Asked, act: Callable[[], A
     Raises Invalid for a key that came with another request, TooManyRequests beyond MOST_A_DAY, and what `act` raises,
     which leaves no trace of the key. A deadlock repeats `act`: it must depend on its arguments and the database only.
     """
-    accounts.throttle(session, f"keys:{asked.caller}", MOST_A_DAY, DAY)
+    throttle.allow(session, f"keys:{asked.caller}", MOST_A_DAY, DAY)
     return _once(session, settings, asked, act)
 
 
@@ -96,7 +96,7 @@ def stepwise(session: Session, settings: Settings, asked: Asked, act: Callable[[
     Raises UnderWay while the first request is under way, and Conflict where its process ended in the middle: what was
     done of it is not known here.
     """
-    accounts.throttle(session, f"keys:{asked.caller}", MOST_A_DAY, DAY)
+    throttle.allow(session, f"keys:{asked.caller}", MOST_A_DAY, DAY)
     known = transactional(_reserve)(session, settings, asked, db.now(session))
     if known is not None:
         return Given(known, replayed=True)
@@ -188,8 +188,8 @@ class _Keys:
     def _digest(self, text: str) -> str:
         return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
-    def _cipher(self) -> Fernet:
-        return Fernet(base64.urlsafe_b64encode(self._key))
+    def _cipher(self) -> Cipher:
+        return Cipher([base64.urlsafe_b64encode(self._key)])
 
     def sealed(self, answer: Answer) -> bytes | None:
         """The answer as it is kept; None for one that is too large."""
@@ -198,8 +198,5 @@ class _Keys:
 
     def unsealed(self, sealed: bytes) -> Answer | None:
         """None for one that somebody has changed by hand."""
-        try:
-            values: dict[str, Any] = json.loads(zlib.decompress(self._cipher().decrypt(sealed)))
-        except InvalidToken:
-            return None
-        return Answer(**values)
+        packed = self._cipher().decrypt(sealed)
+        return None if packed is None else Answer(**json.loads(zlib.decompress(packed)))

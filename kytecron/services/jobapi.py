@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, undefer
 from ..core.errors import Invalid, NotFound
 from ..core.states import Origin, Status
 from ..store.models import CronJob, CronJobExecution
-from . import accounts, lifecycle
+from . import lifecycle, throttle
 from .audit import Actor
 
 RUNS_PER_MINUTE = 300
@@ -88,7 +88,7 @@ def _trigger(session: Session, caller: Caller, arguments: Mapping[str, Any]) -> 
                 "leave it out and grant the secret to the other job, which then finds it in self.secrets"
             }
         )
-    accounts.throttle_job(session, caller.job_id, RUNS_PER_MINUTE)
+    throttle.allow_trigger_by_job(session, caller.job_id, RUNS_PER_MINUTE)
     execution = lifecycle.trigger(
         session,
         job.id,

@@ -32,8 +32,7 @@ from ..store.models import (
     KyteCronJobVersion,
 )
 from ..store.prepared import Prepared
-from . import audit, idempotency
-from .accounts import MAX_THROTTLE_SECONDS
+from . import audit, idempotency, throttle
 from .audit import Actor
 from .versions import CronVersionControl
 
@@ -77,7 +76,7 @@ def prune(
             ),
             "throttles": _prune_rows(
                 session,
-                CronThrottle.window < now - timedelta(seconds=MAX_THROTTLE_SECONDS),
+                CronThrottle.window < now - throttle.LONGEST_WINDOW,
                 batch,
                 CronThrottle.key,
                 CronThrottle.window,

@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 from itertools import groupby
 
 import sqlalchemy as sa
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, undefer
 
@@ -22,6 +21,7 @@ from ..store.db import hits, transactional
 from ..store.models import CronJob, CronJobSecret, CronSecret
 from . import audit
 from .audit import Actor
+from .ciphers import Cipher
 
 NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,99}")
 MAX_VALUE_BYTES = 64 * 1024
@@ -101,17 +101,6 @@ def revoke(session: Session, job_id: int, name: str, actor: Actor) -> None:
     if not hits(session, given):
         raise NotFound(f"Job {job_id} has no secret {name}")
     audit.record(session, actor, "revoke_secret", ("job", job_id), before={"secret": name})
-
-
-def granted_names(session: Session, job_id: int) -> Sequence[str]:
-    """The names of the secrets that a job may read."""
-    query = (
-        sa.select(CronSecret.name)
-        .join(CronJobSecret, CronJobSecret.secret == CronSecret.id)
-        .where(CronJobSecret.cron_job == job_id)
-        .order_by(CronSecret.name)
-    )
-    return session.scalars(query).all()
 
 
 def granted_jobs(session: Session, secret_ids: Collection[int] | None = None) -> dict[int, list[CronJob]]:
@@ -200,30 +189,33 @@ def problems(name: str, value: str) -> dict[str, str]:
     return wrong
 
 
-def _cipher(settings: Settings) -> MultiFernet:
+def _cipher(settings: Settings) -> Cipher:
     try:
-        keys = [Fernet(key.strip()) for key in settings.secrets_key_list()]
+        keys = [key.strip() for key in settings.secrets_key_list()]
+        if keys:
+            return Cipher(keys)
     except (OSError, ValueError) as error:
         problem = f"The key in {settings.instance_path / 'secrets-key'} cannot be used: {error}"
         raise Invalid({"KYTECRON_SECRETS_KEYS": problem}) from None
-    if not keys:
-        raise Invalid(
-            {
-                "KYTECRON_SECRETS_KEYS": "KYTECRON_SECRETS_KEYS must be set to keep secrets in production, "
-                f"for example to the output of: {NEW_SECRETS_KEY}"
-            }
-        )
-    return MultiFernet(keys)
+    raise Invalid(
+        {
+            "KYTECRON_SECRETS_KEYS": "KYTECRON_SECRETS_KEYS must be set to keep secrets in production, "
+            f"for example to the output of: {NEW_SECRETS_KEY}"
+        }
+    )
 
 
-def _decrypt(cipher: MultiFernet, name: str, ciphertext: bytes) -> str:
+def _decrypt(cipher: Cipher, name: str, ciphertext: bytes) -> str:
     try:
-        return cipher.decrypt(ciphertext).decode()
-    except (InvalidToken, TypeError, UnicodeDecodeError):
-        raise Conflict(
-            f"The secret {name} was encrypted with a key that is not in KYTECRON_SECRETS_KEYS. "
-            "Put that key back, or set the secret again."
-        ) from None
+        text = cipher.decrypt(ciphertext)
+        if text is not None:
+            return text.decode()
+    except UnicodeDecodeError:
+        pass
+    raise Conflict(
+        f"The secret {name} was encrypted with a key that is not in KYTECRON_SECRETS_KEYS. "
+        "Put that key back, or set the secret again."
+    )
 
 
 def _find(session: Session, name: str) -> CronSecret:

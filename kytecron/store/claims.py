@@ -1,4 +1,4 @@
-"""Every statement that moves an execution, a lease or a job's next slot. Nothing else writes these columns.
+"""Every statement that moves an execution, a lease or a job's next slot.
 
 Each is guarded: the expected old state stands in the WHERE, and the caller learns how many rows it hit.
 Locks are always taken in one order, so that two transactions cannot wait for each other: jobs by id, then

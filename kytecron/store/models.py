@@ -515,7 +515,7 @@ class CronSession(Base):
 
 
 class CronToken(Base):
-    """A bearer token of the API, shown once, stored hashed; a sign-in link is one with `once`."""
+    """A bearer token of the API, shown once, stored hashed; a sign-in link is one of the kind `sign-in`."""
 
     __tablename__ = "CronToken"
 

@@ -13,7 +13,7 @@ from ..config import Settings
 from ..core import addresses
 from ..core.errors import Forbidden, Invalid
 from ..requestdb import db
-from ..services import accounts
+from ..services import accounts, throttle
 from ..services.audit import Actor
 from ..services.seats import Seat, Seats
 from ..store.models import CronUser
@@ -108,7 +108,7 @@ def actor() -> Actor:
 
 def throttle_triggers() -> None:
     """Count a run that whoever is signed in asks for. Raises TooManyRequests."""
-    accounts.throttle_triggers(database(), f"user:{user().id}")
+    throttle.allow_trigger(database(), f"user:{user().id}")
 
 
 def seat() -> Seat:

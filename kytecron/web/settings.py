@@ -8,7 +8,7 @@ from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core.errors import Invalid
-from ..services import accounts, notify
+from ..services import notify, throttle
 from ..services.showing import shown
 from . import access
 from .access import needs
@@ -49,7 +49,7 @@ def test_message() -> AnyResponse | tuple[str, int]:
     except Invalid as invalid:
         return _page(errors=invalid.fields, **typed), 422
     session, actor = access.database(), access.actor()
-    accounts.throttle(session, f"test-message:{access.user().id}", TESTS_PER_MINUTE, 60)
+    throttle.allow(session, f"test-message:{access.user().id}", TESTS_PER_MINUTE, 60)
     with access.seat():  # a slow host is waited for
         notify.note_test(session, typed["channel"], typed["target"], actor)
         problem = notify.test_channel(access.settings(), typed["channel"], typed["target"])

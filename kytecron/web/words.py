@@ -92,10 +92,7 @@ def rate(job: CronJob) -> float | None:
 
 @lru_cache(maxsize=2048)
 def bars(recent_results: str) -> Markup:
-    """The last runs as small bars, oldest first: `recent_results` of a job drawn as SVG.
-
-    The macro `run_bars` draws the same with heights and links; this one is for lists of many jobs.
-    """
+    """The last runs as small bars, oldest first: `recent_results` of a job drawn as SVG."""
     letters = recent_results[-BARS:]
     said = ", ".join(
         f"{letters.count(letter)} {status}" for letter, status in ENDINGS.items() if letter in letters

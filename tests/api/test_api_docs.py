@@ -14,7 +14,7 @@ from flask import Flask
 from kytecron.api import errors, openapi
 from kytecron.api.routing import PUBLIC, ROUTES
 from kytecron.core.states import Status
-from kytecron.services.accounts import TRIGGERS_PER_MINUTE
+from kytecron.services.throttle import TRIGGERS_PER_MINUTE
 
 from .conftest import Caller
 

@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from kytecron.app import HEADERS
 from kytecron.requestdb import db
-from kytecron.services import accounts
+from kytecron.services import throttle
 from kytecron.store import queries
 
 from .conftest import CODE, Caller
@@ -303,7 +303,7 @@ def test_a_stale_edit_shows_both_sides(api: Caller) -> None:
 
 
 def test_too_many_triggers(api: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1)
+    monkeypatch.setattr(throttle, "TRIGGERS_PER_MINUTE", 1)
     job = api.job(overlap_policy="allow")["id"]
     # Windows lie on the clock, and one may end between two of these.
     answers = [api(f"POST /jobs/{job}/trigger") for _ in range(3)]

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from kytecron.api.routing import PUBLIC, ROUTES
-from kytecron.services import accounts
+from kytecron.services import throttle
 from kytecron.store.models import CronToken
 
 from .conftest import Caller
@@ -57,7 +57,7 @@ def runs_end(finish: Callable[..., None]) -> Iterator[None]:
 def test_schemathesis_finds_nothing(
     live: str, tester: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1_000_000)
+    monkeypatch.setattr(throttle, "TRIGGERS_PER_MINUTE", 1_000_000)
     for number in range(1, 4):  # small ids that are often tried
         tester(f"POST /jobs/{tester.job(f'job {number}')['id']}/trigger")
     found = subprocess.run(

@@ -218,15 +218,17 @@ def test_a_job_that_ends_well_within_the_grace(runs: Runs, interrupted: bool, st
     assert outcome.interrupted is (status is Status.CANCELLED and interrupted)
 
 
-def test_kill_all_ends_every_run_at_once(make_runs: Callable[..., Runs]) -> None:
+def test_runs_that_are_stopped_without_a_grace_end_at_once(make_runs: Callable[..., Runs]) -> None:
     runs = make_runs(kill_grace_seconds=60)
     ids = [runs.start(IGNORES_SIGTERM) for _ in range(3)]
     for execution_id in ids:
         wait_until(lambda ended=execution_id: runs.runner.take_output(ended))
-    runs.runner.kill_all(Status.FAILED, "stopped with its worker")
+    reason = "stopped with its worker"
+    for execution_id in ids:
+        runs.runner.stop(execution_id, Status.FAILED, reason, interrupted=True, grace_seconds=0)
     for execution_id in ids:
         outcome = runs.outcome(execution_id, 5)
-        assert (outcome.status, outcome.error) == (Status.FAILED, "stopped with its worker")
+        assert (outcome.status, outcome.error) == (Status.FAILED, reason)
         assert outcome.interrupted
 
 

@@ -95,7 +95,8 @@ def test_a_flood_of_messages_costs_neither_memory_nor_other_runs(runs: Runs, lin
     for execution_id in hostile:
         run = runs.runner._runs[execution_id]
         assert len(run.unsent) < 100_000
-    runs.runner.kill_all(Status.CANCELLED, "enough")
+    for execution_id in hostile:
+        runs.runner.stop(execution_id, Status.CANCELLED, "enough", grace_seconds=0)
     for execution_id in hostile:
         runs.outcome(execution_id)
 

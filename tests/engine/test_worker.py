@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import signal
 import textwrap
 from datetime import timedelta
@@ -413,6 +414,25 @@ def test_a_drained_worker_leaves_nothing_to_workers_that_do_nothing(
         job = make_job(session, journal.code("time.sleep(0.05)"))
         lifecycle.trigger(session, job.id, actor=ANNA)
     assert WorkerProcess(settings, "--drain", concurrency=1).ended()["completed"] == 5
+
+
+def test_a_worker_that_has_run_jobs_has_loaded_nothing_of_the_web(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # Python tells of each import on standard error
+    engine = db.make_engine(sqlite_settings)
+    with db.make_sessions(engine)() as session, working(sqlite_settings) as worker:
+        other = make_job(session, "class O(CronJobBase):\n    def execute(self):\n        raise ValueError")
+        code = f"class J(CronJobBase):\n    def execute(self):\n        self.api.trigger({other.id})"
+        lifecycle.trigger(session, make_job(session, code).id, actor=ANNA)
+        wait_for_statuses(session, other, "failed", "pending")
+        worker.stop()
+    engine.dispose()
+    found = re.findall(r"^import time:.*\| +([\w.]+)$", worker.log(), re.M)
+    assert "sqlalchemy" in found
+    web = {"flask", "flask_migrate", "flask_sqlalchemy", "flask_wtf", "jinja2", "werkzeug", "wtforms"}
+    assert not web & {name.partition(".")[0] for name in found}
+    assert "cryptography.fernet" not in found, "7 MB that only secrets need"
 
 
 def test_a_worker_is_known_while_it_works_and_signs_off(settings: Settings, session: Session) -> None:

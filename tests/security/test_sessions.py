@@ -15,7 +15,7 @@ from kytecron.app import HEADERS, create_app
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
 from kytecron.requestdb import db
-from kytecron.services import accounts, lifecycle
+from kytecron.services import accounts, lifecycle, throttle
 from kytecron.services.audit import Actor
 from tests.pages import PASSWORD, Visitor, database, make_job, make_visitor
 
@@ -289,8 +289,8 @@ def test_runs_by_hand_are_throttled_for_a_person_and_for_a_token(
     with database(app) as session:
         ended = lifecycle.trigger(session, job.id, actor=Actor("test"))
         lifecycle.cancel(session, ended.id, Actor("test"))
-    monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 2)
-    monkeypatch.setattr(accounts, "_window", one_window)
+    monkeypatch.setattr(throttle, "TRIGGERS_PER_MINUTE", 2)
+    monkeypatch.setattr(throttle, "_window", one_window)
     operator, another = visitors["operator"], visitors["editor"]
     run, again = f"/jobs/{job.id}/trigger", f"/executions/{ended.id}/rerun"
     assert [operator.post(path).status_code for path in (run, again, run, again)] == [303, 303, 429, 429]
@@ -363,8 +363,8 @@ def test_refusals_say_it_too(
             page, path = page + "/trigger", path + "/trigger"
         case 429:
             page, path = page + "/trigger", path + "/trigger"
-            monkeypatch.setattr(accounts, "TRIGGERS_PER_MINUTE", 1)
-            monkeypatch.setattr(accounts, "_window", one_window)
+            monkeypatch.setattr(throttle, "TRIGGERS_PER_MINUTE", 1)
+            monkeypatch.setattr(throttle, "_window", one_window)
             admin.post(page)
             api.post(path, **body)
         case 413:

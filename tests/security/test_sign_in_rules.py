@@ -15,7 +15,7 @@ from kytecron import door
 from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
-from kytecron.services import accounts, passwords
+from kytecron.services import accounts, passwords, throttle
 from kytecron.services.audit import Actor
 from kytecron.store import db as database_tools
 from kytecron.store.models import CronAudit, CronSession
@@ -169,7 +169,7 @@ def test_who_is_refused_leaves_a_line_in_the_log(
     app.test_client().get("/api/v1/jobs")
     app.test_client().get("/api/v1/jobs", headers={"Authorization": "Bearer made-up"})
     monkeypatch.setattr(accounts, "FAILURES_PER_NAME", 1)
-    monkeypatch.setattr(accounts, "_window", one_window)
+    monkeypatch.setattr(throttle, "_window", one_window)
     stranger = Visitor(app)
     for _ in range(2):
         stranger.post("/sign-in", {"username": "maria", "password": "x"})

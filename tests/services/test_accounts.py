@@ -329,7 +329,7 @@ def test_one_session_can_be_ended_by_its_owner_and_by_nobody_else_through_them(
     assert who(session, token, settings) is None
 
 
-# -- throttles -----------------------------------------------------------------------------------------------
+# -- tries to sign in ----------------------------------------------------------------------------------------
 
 
 def test_a_name_is_closed_after_ten_failures_even_for_the_right_password(
@@ -372,28 +372,6 @@ def test_guesses_made_at_once_do_not_pass_the_limit(
     looked_at = [result for result in results if isinstance(result, Invalid)]
     refused = [result for result in results if isinstance(result, TooManyRequests)]
     assert (len(looked_at), len(refused)) == (accounts.FAILURES_PER_NAME, 5), results
-
-
-def test_a_throttle_allows_its_limit_and_says_how_long_to_wait(session: Session) -> None:
-    for _ in range(3):
-        accounts.throttle(session, "trigger:5", 3, 86_400)
-    accounts.throttle(session, "trigger:6", 3, 86_400)
-    with pytest.raises(TooManyRequests) as refused:
-        accounts.throttle(session, "trigger:5", 3, 86_400)
-    assert 0 < refused.value.retry_after <= 86_400
-    session.rollback()
-    counts = {row.key: row.count for row in session.scalars(sa.select(CronThrottle))}
-    assert counts == {"trigger:5": 3, "trigger:6": 1}
-
-
-def test_a_throttle_opens_again_in_its_next_window(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    moment = db.now(session)
-    monkeypatch.setattr(db, "now", lambda _: moment)
-    accounts.throttle(session, "x", 1, 60)
-    with pytest.raises(TooManyRequests) as refused:
-        accounts.throttle(session, "x", 1, 60)
-    moment += timedelta(seconds=refused.value.retry_after)
-    accounts.throttle(session, "x", 1, 60)
 
 
 # -- API tokens ----------------------------------------------------------------------------------------------

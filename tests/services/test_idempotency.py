@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid, UnderWay
-from kytecron.services import accounts, idempotency, lifecycle, retention
+from kytecron.services import idempotency, lifecycle, retention, throttle
 from kytecron.services.audit import Actor
 from kytecron.services.idempotency import Answer, Asked, Given
 from kytecron.store import db
@@ -171,9 +171,9 @@ def test_the_keys_of_one_caller_are_bounded(
 ) -> None:
     monkeypatch.setattr(idempotency, "MOST_A_DAY", 2)
     monkeypatch.setattr(
-        accounts, "_window", lambda now, seconds: db.now(session).replace(microsecond=0, second=0, minute=0)
+        throttle, "_window", lambda now, seconds: db.now(session).replace(microsecond=0, second=0, minute=0)
     )
     for number in range(2):
         idempotency.once(session, settings, Asked("token:1", str(number), ""), lambda: Answer(200))
-    with pytest.raises(accounts.TooManyRequests):
+    with pytest.raises(throttle.TooManyRequests):
         idempotency.once(session, settings, Asked("token:1", "3", ""), lambda: Answer(200))

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from kytecron.config import Settings
 from kytecron.core.errors import Invalid
 from kytecron.core.states import Status
-from kytecron.services import accounts, audit, retention
+from kytecron.services import accounts, audit, retention, throttle
 from kytecron.services.audit import Actor
 from kytecron.services.versions import CronVersionControl
 from kytecron.store import db
@@ -174,7 +174,7 @@ def test_audit_rows_sessions_links_and_throttles_go_when_they_serve_nobody(
     link = accounts.create_sign_in_link(session, ANNA)
     token = accounts.use_sign_in_link(session, link, "", "", settings)
     accounts.create_token(session, "deploy", "viewer", 1, ANNA)
-    accounts.throttle(session, "x", 5, 60)
+    throttle.allow(session, "x", 5, 60)
     audit_rows = len(left(session, CronAudit.id))
     assert set(retention.prune(sessions, settings, now).values()) == {0}
 

@@ -34,7 +34,6 @@ def test_a_job_reads_what_it_was_granted_and_nothing_else(session: Session, sett
         secrets.grant(session, job.id, name, ANNA)
     secrets.grant(session, other.id, "DB_PASSWORD", ANNA)
     assert granted(session, settings, job.id) == {"API_KEY": "s3cret ✓", "DB_PASSWORD": "hunter2"}
-    assert secrets.granted_names(session, job.id) == ["API_KEY", "DB_PASSWORD"]
     assert secrets.granted_to_jobs(session, settings, [job.id, other.id, 999]).keys() == {job.id, other.id}
     secrets.revoke(session, job.id, "API_KEY", ANNA)
     assert granted(session, settings, job.id) == {"DB_PASSWORD": "hunter2"}

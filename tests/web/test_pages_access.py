@@ -12,7 +12,7 @@ from flask import Flask
 from kytecron.core.addresses import path_on_this_site
 from kytecron.core.errors import Forbidden
 from kytecron.core.states import Status
-from kytecron.services import accounts, lifecycle
+from kytecron.services import accounts, lifecycle, throttle
 from kytecron.services.audit import Actor
 from kytecron.store import queries
 from kytecron.store.models import CronSession
@@ -171,7 +171,7 @@ def test_a_refusal_keeps_the_name_and_does_not_say_what_was_wrong(maria: Visitor
 def test_guessing_is_slowed_down_and_told_until_when(maria: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     # Windows lie on the clock, and one may end between two requests.
     moment = datetime.now(UTC)
-    monkeypatch.setattr(accounts, "_window", lambda *_: moment)
+    monkeypatch.setattr(throttle, "_window", lambda *_: moment)
     for _ in range(accounts.FAILURES_PER_NAME):
         maria.post("/sign-in", {"username": "maria", "password": "wrong"})
     answer = maria.post("/sign-in", {"username": "maria", "password": PASSWORD})

@@ -17,6 +17,7 @@ from flask import Flask, flash, redirect, render_template_string, request
 from flask.typing import ResponseReturnValue
 from flask_wtf import CSRFProtect
 from playwright.sync_api import Browser, Dialog, Page, expect
+from pygments.token import STANDARD_TYPES
 from werkzeug.serving import make_server
 
 from kytecron.core.states import Status
@@ -124,6 +125,33 @@ def test_static_files_name_no_other_host() -> None:
     assert set(re.findall(r'url\("([^"]{0,30})', css())) <= {"inter.woff2", "data:image/svg+xml,%3Csvg xmln"}
 
 
+# ------------------------------------------------------------------ nothing that nobody uses
+
+MADE_OF_DATA = {"ansi", "badge", "is", "notice", "rate", "run", "stat", "toast", "verdict"}
+"""Classes whose last part is a status, a tone or a colour."""
+OF_LIBRARIES = {"htmx"}
+
+
+def test_every_macro_is_used() -> None:
+    templates = "".join(read_template(path) for path in TEMPLATES)
+    macros = re.findall(r"\{%-? *macro +(\w+)", templates)
+    called = {*re.findall(r"(?<!macro )\b(\w+)\(", templates), *re.findall(r"\b(\w+) as \w+", templates)}
+    assert len(macros) > 30
+    assert set(macros) - called == set()
+
+
+def test_every_class_of_the_style_sheet_is_used() -> None:
+    rules = re.sub(r"/\*.*?\*/|@layer[^;{]*;", "", css(), flags=re.S)
+    selectors = " ".join(re.findall(r"([^{}]+)\{", re.sub(r"url\([^)]*\)", "", rules)))
+    styled = set(re.findall(r"\.([a-zA-Z][\w-]*)", selectors))
+    scripts = (STATIC / name for name in ("app.js", "theme.js"))
+    text = "".join(path.read_text() for path in (*TEMPLATES, *PACKAGE.rglob("*.py"), *scripts))
+    named = set(re.findall(r"[a-zA-Z][\w-]*", text)) | set(STANDARD_TYPES.values())
+    assert len(styled) > 200
+    unused = {name for name in styled - named if name.partition("-")[0] not in MADE_OF_DATA | OF_LIBRARIES}
+    assert unused == set()
+
+
 # ------------------------------------------------------------------ weight, icons, colours
 
 
@@ -147,7 +175,7 @@ def test_every_icon_named_in_a_template_is_in_the_sprite() -> None:
 
 @pytest.mark.parametrize("status", list(Status))
 def test_every_status_has_its_looks(status: Status) -> None:
-    for name in ("badge", "run", "fill"):
+    for name in ("badge", "run"):
         assert re.search(rf"\.{name}-{status}\b", css()), f".{name}-{status} is missing"
 
 
@@ -196,13 +224,13 @@ def test_colours_are_readable(theme: int) -> None:
 PARTS = """
 {% extends "base.html" %}
 {% from "_macros.html" import badge, columns, confirm_button, countdown, menu, menu_post, post_button %}
-{% from "_macros.html" import relative_time, run_bars %}
+{% from "_macros.html" import relative_time %}
 {% block title %}Parts{% endblock %}
 {% block actions %}{{ confirm_button("/act", "Delete", "It stops at once.", title="Delete it?") }}{% endblock %}
 {% block content %}
 <input class="input" data-search aria-label="Search here">
 <p>{{ relative_time(past) }} {{ countdown(future) }} {{ badge("running") }}</p>
-{{ run_bars(runs) }}{{ columns(buckets, "Runs") }}
+{{ columns(buckets, "Runs") }}
 {{ post_button("/act", "Trigger", hx_post="/act", hx_swap="none") }}
 {{ post_button("/refused", "Refuse", hx_post="/refused") }}
 {{ post_button("/broken", "Break", hx_post="/broken", hx_target="#region") }}
@@ -259,7 +287,6 @@ def make_app() -> Flask:
             PARTS,
             past=now - timedelta(minutes=3),
             future=now + timedelta(minutes=5, seconds=30),
-            runs=[{"status": status, "duration_ms": 100} for status in Status],
             buckets=[{"label": str(i), "completed": i, "failed": 1} for i in range(30)],
             long="a-job-with-a-very-long-name-" * 4,
         )
