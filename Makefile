@@ -8,17 +8,19 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help run test lint format bench lock clean
+.PHONY: help run install test lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## This list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-run: .venv/run.stamp ## Pages and a worker on this machine, with examples (PORT=8000, HOST=127.0.0.1)
+run: install ## Pages and a worker on this machine, with examples (PORT=8000, HOST=127.0.0.1)
 	@exec $(BIN)/python -m kytecron.standalone --host $(HOST) --port $(PORT)
 
+install: .venv/run.stamp .venv/bin/kytecron ## What kytecron needs, and the command .venv/bin/kytecron; for servers, see README.md
+
 # Tests that need chromium or mariadbd are skipped, with one line each, where it is missing.
-test: .venv/test.stamp ## The whole test suite, or a part: ONLY=tests/core, ONLY="tests/web -k diff", ONLY="-m 'not browser'"
+test: .venv/test.stamp .venv/bin/kytecron ## The whole test suite, or a part: ONLY=tests/core, ONLY="tests/web -k diff", ONLY="-m 'not browser'"
 	@$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),-n auto --dist worksteal)
 
 lint: .venv/test.stamp ## Style and types
@@ -40,6 +42,9 @@ lock: .venv/test.stamp ## Pin what pyproject.toml asks for, with hashes; UPGRADE
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kytecron needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
+
+.venv/bin/kytecron: deploy/kytecron | .venv/bin/python
+	@install -m 755 $< $@
 
 .venv/run.stamp: requirements.txt | .venv/bin/python
 	$(PIP) --require-hashes -r requirements.txt

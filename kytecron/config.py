@@ -148,16 +148,24 @@ class Settings:
     )
 
     log_format: str = _setting("text", "`text` for people or `json`, one event a line on standard error")
-    log_level: str = _setting("INFO", "DEBUG, INFO, WARNING or ERROR")
+    log_level: str = _setting(
+        "INFO",
+        "DEBUG, INFO, WARNING or ERROR; `make run` and `kytecron up` begin at WARNING unless it is set",
+    )
 
     @classmethod
-    def load(cls, overrides: Mapping[str, Any] | None = None) -> Settings:
-        """Settings from `overrides` (already typed), then the environment, then the settings file, then the defaults.
+    def load(
+        cls, overrides: Mapping[str, Any] | None = None, *, unless_set: Mapping[str, Any] | None = None
+    ) -> Settings:
+        """Return the settings, each from the first that has it.
+
+        These are: `overrides` (already typed, as is `unless_set`), the environment, the settings file, `unless_set`,
+        the defaults.
 
         Raises Invalid naming each variable that cannot be understood, or the file where it cannot be read.
         """
         texts = {**_values_of_file(), **os.environ}
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = dict(unless_set or {})
         wrong: dict[str, str] = {}
         for item in fields(cls):
             variable = f"KYTECRON_{item.name.upper()}"
@@ -440,12 +448,13 @@ def _kind(default: Any) -> str:
     return {int: "a whole number", float: "a number"}.get(type(default), "text")
 
 
-def environment(settings: Settings) -> dict[str, str]:
-    """The environment for a process that is to have these settings: this one's, with each of them written out."""
-    return {
-        **os.environ,
-        **{f"KYTECRON_{item.name.upper()}": _text(settings, item.name) for item in fields(settings)},
-    }
+def environment(settings: Settings, *names: str) -> dict[str, str]:
+    """Return the environment for a process that is to have these settings, or those of these names.
+
+    It is this process's, with each of them written out.
+    """
+    written = names or [item.name for item in fields(settings)]
+    return {**os.environ, **{f"KYTECRON_{name.upper()}": _text(settings, name) for name in written}}
 
 
 def _text(settings: Settings, name: str) -> str:

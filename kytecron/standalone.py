@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from .config import ROOT, WORKER, Settings
+from .config import ROOT, WORKER, Settings, environment
 from .core.errors import Invalid, KytecronError
 from .examples import EXAMPLES
 from .services import accounts, upgrading
@@ -30,6 +30,8 @@ from .services.jobs import CronJobManager
 from .store import db
 from .store.models import CronJob
 
+QUIET = "WARNING"
+"""The log level where none is set: whoever starts everything at a terminal needs the address, and what goes wrong."""
 START_SECONDS = 60
 WEB_GRACE_SECONDS = 5
 SAME_SIGNAL_SECONDS = 0.5
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
     """Run until Ctrl-C. Exit status 0 after a clean stop, 1 when a part does not start or ends, 2 for bad settings."""
     options = _parser(prog).parse_args(arguments)
     try:
-        settings = Settings.load()
+        settings = Settings.load(unless_set={"log_level": QUIET})
         settings.require_secret_key()
         listener = _listen(options.host, options.port)
         link = _prepare(settings)
@@ -59,8 +61,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: asked.append(time.monotonic()))
     # Groups of their own: Ctrl-C reaches this process alone, which then stops each of them.
-    web = subprocess.Popen(_web_command(listener), cwd=ROOT, process_group=0, pass_fds=(listener.fileno(),))
-    worker = subprocess.Popen(WORKER, cwd=ROOT, process_group=0)
+    variables = environment(settings, "log_level")
+    web = subprocess.Popen(
+        _web_command(listener), cwd=ROOT, env=variables, process_group=0, pass_fds=(listener.fileno(),)
+    )
+    worker = subprocess.Popen(WORKER, cwd=ROOT, env=variables, process_group=0)
     listener.close()
     try:
         if not _answers(web, asked, options.host, options.port):
@@ -70,6 +75,9 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
         _say_welcome(_address(options.host, options.port), link)
         return _watch([web, worker], asked)
     finally:
+        if asked:
+            grace = f"{settings.grace_seconds:g} s"
+            print(f"Stopping: running jobs have {grace} to end. Ctrl-C again ends them at once.", flush=True)
         # The worker may need both: its runs have the first, a database that is away the second.
         _stop([web, worker], asked, settings.grace_seconds + settings.lease_seconds)
 

@@ -1,9 +1,14 @@
-"""What the documents say is so: links lead somewhere, tables are what the code computes, settings exist."""
+"""What the documents say is so: links lead somewhere, tables are what the code computes, what is named exists."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
@@ -26,6 +31,7 @@ from kytecron.services.jobs import CronJobManager, parents_of
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEPLOY = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
 SCHEDULES = (ROOT / "docs" / "schedules.md").read_text()
+WRITTEN = (".py", ".html", ".js", ".md", ".service", ".conf", ".yaml", ".env")
 NAMES = {f"KYTECRON_{item.name.upper()}" for item in fields(Settings)}
 
 
@@ -56,6 +62,67 @@ def test_every_test_that_is_named_exists() -> None:
     names = re.findall(r"`(test_\w+)`", text)
     assert names
     assert [name for name in names if f"def {name}(" not in known] == []
+
+
+def test_pages_messages_and_documents_call_the_command_by_its_name() -> None:
+    places = [ROOT / "README.md", *DEPLOY, *(ROOT / "docs").iterdir(), *(ROOT / "kytecron").rglob("*")]
+    texts = {
+        named(path): path.read_text() for path in places if path.suffix in ("", *WRITTEN) and path.is_file()
+    }
+    lines = [
+        (name, line) for name, text in texts.items() for line in text.splitlines() if "flask --app" in line
+    ]
+    assert [name for name, _ in lines] == ["docs/cli.md"], lines
+    assert "`flask --app wsgi <group> <command>` in the checkout does the same" in lines[0][1]
+
+
+# -- the command of a checkout -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a command needs, in a directory with a space in its name, after `make install`."""
+    place = tmp_path_factory.mktemp("a") / "check out"
+    for name in ("kytecron", "migrations", "deploy"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, place)
+    programs = place / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    # Everything is installed already: in the environment that runs this test.
+    python = programs / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    (place / ".venv" / "run.stamp").touch()
+    subprocess.run(["make", "install"], cwd=place, check=True, timeout=60)
+    return place
+
+
+@pytest.mark.parametrize("how", ["its path", "a link to it", "PATH"])
+def test_the_command_of_a_checkout_works_in_any_directory_on_its_own_installation(
+    checkout: Path, tmp_path: Path, how: str
+) -> None:
+    command = checkout / ".venv" / "bin" / "kytecron"
+    link = tmp_path / "kytecron"
+    link.symlink_to(command)
+    called = {"its path": str(command), "a link to it": str(link), "PATH": "kytecron"}[how]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("KYTECRON_")}
+    variables["PATH"] = f"{command.parent}:{variables['PATH']}"
+    for words in (("db", "upgrade"), ("jobs", "list", "--json")):
+        done = subprocess.run(
+            [called, *words], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{checkout}/instance/kytecron.db" in done.stderr
+    assert json.loads(done.stdout)["items"] == []
+
+
+def test_running_and_testing_make_the_command(checkout: Path) -> None:
+    shutil.copy(ROOT / "requirements-dev.txt", checkout)
+    for target in ("run", "test"):
+        planned = ["make", "--dry-run", "--always-make", target]
+        done = subprocess.run(planned, cwd=checkout, capture_output=True, text=True, check=True, timeout=60)
+        assert "install -m 755 deploy/kytecron .venv/bin/kytecron" in done.stdout
 
 
 # -- deploy/ -------------------------------------------------------------------------------------------------

@@ -100,6 +100,22 @@ def test_it_prints_a_link_that_answers_whatever_the_address_and_the_proxies_are(
     assert psutil.wait_procs(parts, timeout=5)[1] == []
 
 
+def test_it_logs_what_goes_wrong_and_no_request_unless_the_log_level_is_set(start: Start, log: Log):
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for variables in ({}, {"KYTECRON_LOG_LEVEL": "INFO"}):
+        port = free_port()
+        process = start("--port", port, **variables)
+        welcome(process)
+        assert direct.open(f"http://127.0.0.1:{port}/sign-in", timeout=30).status == 200
+        wait_for(lambda: "fails and is retried' failed: " in log(), "the example's warning", PATIENCE)
+        assert ("GET /sign-in 200" in log()) == bool(variables)
+        assert ("[info" in log()) == bool(variables)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=PATIENCE)
+        assert "Stopping: running jobs have 30 s to end." in said
+        assert process.returncode == 0
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_started(start: Start, log: Log, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -123,7 +139,7 @@ def test_a_second_ctrl_c_ends_the_jobs_that_still_run(start: Start, log: Log, sq
     engine = db.make_engine(sqlite_settings)
     with db.make_sessions(engine)() as session:
         job = make_job(session, SLEEPER, schedule_type="interval", interval_seconds=3600)
-        process = start("--port", free_port())
+        process = start("--port", free_port(), KYTECRON_LOG_LEVEL="INFO")
         welcome(process)
         wait_for_statuses(session, job, "running")
         process.send_signal(signal.SIGINT)

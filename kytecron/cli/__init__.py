@@ -52,7 +52,7 @@ def load(name: str) -> click.Command:
 
 
 def register(app: Flask, settings: Settings) -> None:
-    """Add the commands to `app`, as `flask --app wsgi <group> <command>`, for the installation of these settings."""
+    """Add the commands to `app`, for those who call them through `flask`, for the installation of these settings."""
     from . import database
 
     installation = Installation(settings)

@@ -50,6 +50,15 @@ def current() -> None:
     say(f"The database is at migration {schema.newest()}, which this version needs.")
 
 
+@db.command()
+def history() -> None:
+    """List the migrations that this version knows, newest first, and say which one the database is at."""
+    with console.installation().engine.connect() as connection:
+        at = schema.revision(connection)
+    rows = [(name, what, "here" if name == at else "") for name, what in schema.migrations()]
+    console.table(["migration", "what it brings", "database"], rows)
+
+
 def guard_migrations(installation: Installation) -> None:
     """Make Flask-Migrate's own commands ask about workers: Flask finds them before it looks for ours."""
     from flask.cli import with_appcontext

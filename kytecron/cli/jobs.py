@@ -335,7 +335,7 @@ def trigger(
     if not as_json:
         say(
             f"Execution {run.id} was made."
-            + ("" if wait else f" Follow it: flask --app wsgi executions log -f {run.id}")
+            + ("" if wait else f" Follow it: kytecron executions log -f {run.id}")
         )
     ended = _wait(run, timeout) if wait else False
     found = queries.execution(session, run.id)

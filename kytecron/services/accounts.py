@@ -627,7 +627,7 @@ def create_sign_in_link(
     """
     user = _first_admin(session) if username is None else find_user(session, username)
     if user is None:
-        raise NotFound("There is no enabled administrator. Create one with: flask --app wsgi users create")
+        raise NotFound("There is no enabled administrator. Create one with: kytecron users create")
     plain, now = secrets.token_urlsafe(32), db.now(session)
     session.add(
         CronToken(

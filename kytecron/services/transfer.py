@@ -466,7 +466,7 @@ MAX_DEPTH = 32
 
 HEADER = """\
 # Jobs of kytecron, known by their names. What a job leaves out has its default.
-# Compare with what is there: flask --app wsgi jobs import --dry-run FILE
+# Compare with what is there: kytecron jobs import --dry-run FILE
 """
 # What a literal block can hold unchanged. YAML ends a line at U+0085, U+2028 and U+2029, too.
 _LITERAL = re.compile(r"[\t\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]+")

@@ -30,7 +30,7 @@ STATEMENT_SECONDS = 6 * 3600.0
 LOOK_SECONDS = 1.0
 """How long a look at the schema is believed: see `Watch`."""
 NAMED = 3
-UPGRADE = "Run: flask --app wsgi db upgrade"
+UPGRADE = "Run: kytecron db upgrade"
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
@@ -165,6 +165,11 @@ def _is_known(found: str) -> bool:
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
     return frozenset(script.revision for script in _scripts().walk_revisions())
+
+
+def migrations() -> list[tuple[str, str]]:
+    """Return the migrations of this version and what each brings, newest first."""
+    return [(script.revision, script.doc) for script in _scripts().walk_revisions()]
 
 
 def _scripts() -> ScriptDirectory:

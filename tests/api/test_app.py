@@ -78,7 +78,7 @@ def test_alive_needs_no_database_and_ready_does(tmp_path: Path) -> None:
     assert client.get("/healthz").json == {"status": "alive"}
     answer = client.get("/readyz")
     assert answer.status_code == 503
-    assert "Run: flask --app wsgi db upgrade" in answer.json["reason"]
+    assert "Run: kytecron db upgrade" in answer.json["reason"]
     with app.app_context():
         db.engine.dispose()
 

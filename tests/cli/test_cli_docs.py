@@ -15,7 +15,7 @@ from kytecron.config import ROOT
 from kytecron.core.jobspec import JobFields
 from kytecron.services.transfer import from_yaml, plan_import
 
-PROGRAM = "flask --app wsgi "
+PROGRAM = "kytecron "
 TEXT = (ROOT / "docs" / "cli.md").read_text()
 EXAMPLES = [
     line.strip().removeprefix(PROGRAM) for line in TEXT.splitlines() if line.startswith(f"    {PROGRAM}")

@@ -8,10 +8,13 @@ from datetime import timedelta
 
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 from cryptography.fernet import Fernet
 from sqlalchemy.orm import Session
 
 from kytecron.app import create_app
+from kytecron.cli import load
+from kytecron.cli.installation import Installation
 from kytecron.config import Settings
 from kytecron.core.states import Claim, Outcome, Status
 from kytecron.requestdb import db
@@ -19,6 +22,7 @@ from kytecron.services import accounts, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
+from kytecron.store import schema
 from kytecron.store.models import CronJob, CronJobExecution, CronUser, CronWorkerRecord
 from tests.command_line import CODE, CommandLine, without_database
 
@@ -328,7 +332,7 @@ def test_a_database_without_tables_is_told_with_the_command_to_run(tmp_path):
     empty = CommandLine(app)
     said = empty.error("jobs list", status=1)
     assert "has no tables yet" in said
-    assert "Run: flask --app wsgi db upgrade" in said
+    assert "Run: kytecron db upgrade" in said
     empty("db upgrade")
     assert empty.json("jobs list")["items"] == []
     with app.app_context():
@@ -341,3 +345,12 @@ def test_a_database_that_does_not_answer_is_told(tmp_path):
     said = dead.error("jobs list", status=1)
     assert said.startswith("Error: The database does not answer: ")
     assert "secret" not in said
+
+
+def test_the_history_of_the_database_says_which_migration_it_is_at(sqlite_settings: Settings):
+    installation = Installation(sqlite_settings)
+    said = CliRunner().invoke(load("db"), ["history"], obj=installation).stdout
+    installation.close()
+    _, *migrations = said.splitlines()
+    assert [line.split()[0] for line in migrations] == [name for name, _ in schema.migrations()]
+    assert [line.split()[0] for line in migrations if line.endswith(" here")] == [schema.newest()]

@@ -151,7 +151,7 @@ def test_missing_migrations_are_found_and_made(empty: Flask):
     cli = CommandLine(empty)
     found = cli.json("doctor", status=1)["items"]
     assert [one["check"] for one in found] == ["database", "migrations"]
-    assert found[1]["advice"] == "Run: flask --app wsgi db upgrade"
+    assert found[1]["advice"] == "Run: kytecron db upgrade"
     assert find(cli, "migrations", "--fix") == [("fixed", "The database was brought to the newest migration")]
     assert find(cli, "migrations")[0][0] == "ok"
 

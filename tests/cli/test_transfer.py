@@ -117,7 +117,7 @@ def test_a_file_is_meant_to_be_read(session: Session):
     )
     assert to_yaml(export_jobs(session)) == (
         "# Jobs of kytecron, known by their names. What a job leaves out has its default.\n"
-        "# Compare with what is there: flask --app wsgi jobs import --dry-run FILE\n"
+        "# Compare with what is there: kytecron jobs import --dry-run FILE\n"
         "\n"
         "kytecron: 1\n"
         "jobs:\n"

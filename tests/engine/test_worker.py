@@ -454,4 +454,4 @@ def test_an_unmigrated_database_is_told_with_the_command_to_run(tmp_path: Path) 
     worker = WorkerProcess(Settings(instance_path=tmp_path / "fresh"))
     worker.process.communicate(timeout=30)
     assert worker.process.returncode == 2
-    assert "flask --app wsgi db upgrade" in worker.log()
+    assert "kytecron db upgrade" in worker.log()

@@ -172,7 +172,7 @@ COMMANDS_THAT_ONLY_ANSWER = {
     *("locks list", "locks stale", "locks stats", "dlq list", "workers list"),
     *("users list", "tokens list", "secrets list"),
     "stress",  # in a database of its own
-    *("db upgrade", "db downgrade", "db current"),  # the log is one of the tables
+    *("db upgrade", "db downgrade", "db current", "db history"),  # the log is one of the tables
 }
 SAY_ALL = {
     *("sign_in_failed", "sign_in_by_link", "sign_out", "end_session", "create_sign_in_link"),
