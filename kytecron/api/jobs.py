@@ -298,7 +298,7 @@ def job_why(call: Call, job_id: int) -> shapes.Why:
 
     It answers for a deleted job, too.
     """
-    found = why.explain(call.session, job_id, call.now, silent_after=call.settings.lease_seconds)
+    found = why.explain(call.session, job_id, call.now)
     reasons = [shapes.Reason(code=one.code, text=one.text, since=one.since) for one in found.reasons]
     return shapes.Why(verdict=found.verdict, reasons=reasons)
 

@@ -16,9 +16,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ..core.schedule import TZDATA_VERSION
+from ..core.workers import WorkerState
 from ..services.registry import VERSION
-from ..store import figures, queries
-from ..store.models import CronWorkerRecord
+from ..store import figures
+from ..views import workers
 from . import errors
 from .bodies import read_query
 from .routing import Call, Nothing, caller
@@ -28,7 +29,7 @@ ROLE = "viewer"
 """Not open to whoever comes from this machine: behind a reverse proxy everybody does."""
 WORKERS_KNOWN = timedelta(hours=1)
 """A worker that vanished is told of for so long."""
-WORKER_STATES = ("alive", "draining", "silent")
+WORKER_STATES = [state for state in WorkerState if state is not WorkerState.STOPPED]
 
 
 def register(app: Flask) -> None:
@@ -140,23 +141,23 @@ def _executions(vitals: figures.Vitals, today: dict[str, int]) -> Iterator[Metri
 
 
 def _workers(call: Call) -> Iterator[Metric]:
-    known = queries.workers(call.session, call.now - WORKERS_KNOWN)
-    states = [queries.worker_state(one, call.now, call.settings.lease_seconds) for one in known]
-    working = [one for one, state in zip(known, states, strict=True) if state == "alive"]
+    known = workers.workers(call.session, call.now, WORKERS_KNOWN)
+    states = [one.state for one in known]
+    working = [one for one in known if one.state is WorkerState.ALIVE]
+    force = workers.workforce(known)
     yield _by(
         "kytecron_workers",
-        "Workers: alive, draining (stops when its jobs have ended), silent (vanished within the last hour)",
+        "Workers: alive, draining (stops when its runs have ended); within the last hour: silent (has not reported for "
+        "as long as its lease), gone (its process has ended)",
         "state",
         {state: states.count(state) for state in WORKER_STATES},
     )
     yield GaugeMetricFamily(
         "kytecron_worker_slots",
         "Executions that the workers can run at once",
-        sum(one.slots for one in working),
+        force.capacity,
     )
-    yield GaugeMetricFamily(
-        "kytecron_worker_slots_busy", "Of these, those in use", sum(one.running for one in working)
-    )
+    yield GaugeMetricFamily("kytecron_worker_slots_busy", "Of these, those in use", force.busy)
     yield GaugeMetricFamily(
         "kytecron_worker_clock_skew_seconds",
         "Largest difference between a worker's clock and the database's",
@@ -170,7 +171,7 @@ def _workers(call: Call) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "kytecron_workers_with_other_tzdata",
         "Workers whose time zones are of another version than those of the web application",
-        sum(_has_other_time_zones(one) for one in working),
+        sum(one.other_tzdata for one in working),
     )
 
 
@@ -189,10 +190,6 @@ def _by(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
-
-
-def _has_other_time_zones(worker: CronWorkerRecord) -> bool:
-    return worker.tzdata != TZDATA_VERSION
 
 
 def _dialect(call: Call) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core import diff
 from ..core.jobspec import JobFields
 from ..core.states import Origin, Status
+from ..core.workers import WorkerState
 from ..services import transfer
 from ..store import figures, queries
 from ..store.models import (
@@ -21,10 +22,11 @@ from ..store.models import (
     CronSecret,
     CronToken,
     CronUser,
-    CronWorkerRecord,
     KyteCronJobVersion,
     KyteCronJobVersionContent,
 )
+from ..views.standing import Standing
+from ..views.workers import WorkerView
 
 T = TypeVar("T")
 
@@ -627,7 +629,10 @@ class Worker(Shape):
     """A worker process as it last reported."""
 
     worker_id: str
-    state: str = Field(description="alive, draining, stopped or silent")
+    state: WorkerState = Field(
+        description="alive; draining: stops when its runs have ended; silent: has not reported for as long as its own "
+        "lease; gone: its process has ended or its runs were taken over; stopped"
+    )
     host: str
     pid: int
     version: str
@@ -636,18 +641,20 @@ class Worker(Shape):
     running: int
     clock_skew_ms: float
     tzdata: str
+    lease_seconds: float = Field(description="Its own: for so long after a report it counts as alive")
+    renew_seconds: float = Field(description="It reports this often")
     started_at: datetime
     last_seen_at: datetime
     stopped_at: datetime | None
+    gone_at: datetime | None = Field(description="When others found it gone; null while it may be alive")
     statistics: dict[str, Any] | None
     trouble: str | None = Field(description="What keeps it from starting runs; null where nothing does")
     trouble_since: datetime | None
     trouble_jobs: list[int] | None = Field(description="The jobs that it cannot start; null: all")
 
     @classmethod
-    def of(cls, row: CronWorkerRecord, state: str) -> Self:
-        tags = [tag for tag in row.tags.split(",") if tag]
-        return cls(state=state, tags=tags, **_attributes(row, cls, "state", "tags"))
+    def of(cls, found: WorkerView) -> Self:
+        return cls(**found.for_programs())
 
 
 class Workers(Shape):
@@ -687,12 +694,13 @@ class Stats(Shape):
     pending: int
     overdue: int = Field(description="Pending, and due more than a minute ago")
     stale_locks: int
-    workers: int = Field(description="Heard of in the last minute")
+    workers: int = Field(description="Alive and starting runs")
     today: Figures
 
     @classmethod
-    def of(cls, found: figures.Counters) -> Self:
-        return cls(**{**asdict(found), "today": Figures.of(found.today)})
+    def of(cls, found: Standing) -> Self:
+        numbers = asdict(found.numbers) | {"today": Figures.of(found.numbers.today)}
+        return cls(**numbers, workers=found.workforce.alive)
 
 
 def _without_details(schema: dict[str, Any]) -> None:

@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from flask import Response, current_app, json, render_template, request
 
 from ..services import lifecycle
-from ..store import figures, queries
+from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import AuditFilter, ExecutionRow
+from ..views import standing, workers
 from . import openapi, shapes
 from .executions import execution_detail
 from .inputs import AuditQuery, ListQuery, WorkersQuery
@@ -19,11 +20,8 @@ from .routing import PUBLIC, Call, route
 @route("GET /workers", role="viewer")
 def list_workers(call: Call, query: WorkersQuery) -> shapes.Workers:
     """List worker processes."""
-    found = queries.workers(call.session, call.now - timedelta(hours=query.hours))
-    silent_after = call.settings.lease_seconds
-    return shapes.Workers(
-        items=[shapes.Worker.of(row, queries.worker_state(row, call.now, silent_after)) for row in found]
-    )
+    found = workers.workers(call.session, call.now, timedelta(hours=query.hours))
+    return shapes.Workers(items=[shapes.Worker.of(one) for one in found])
 
 
 @route("GET /locks", role="viewer")
@@ -59,7 +57,7 @@ def list_audit(call: Call, query: AuditQuery) -> shapes.Page[shapes.AuditEntry]:
 @route("GET /stats", role="viewer")
 def read_stats(call: Call) -> shapes.Stats:
     """How things stand now."""
-    return shapes.Stats.of(figures.counters(call.session, call.now))
+    return shapes.Stats.of(standing.standing(call.session, call.now))
 
 
 @route("GET /openapi.json", role=PUBLIC)

@@ -164,7 +164,7 @@ def detail(job: CronJob) -> Shape:
 def why_not(job: str, as_json: bool) -> None:
     """Say why a job has not run, or what it waits for."""
     found = manager().find(job)
-    answer = why.explain(console.database(), found.id, silent_after=console.settings().lease_seconds)
+    answer = why.explain(console.database(), found.id)
     if as_json:
         console.print_json(asdict(answer))
         return

@@ -18,7 +18,6 @@ from ..store.models import (
     CronJobExecution,
     CronToken,
     CronUser,
-    CronWorkerRecord,
     KyteCronJobVersion,
 )
 from ..store.queries import ExecutionDetail, ExecutionRow
@@ -110,15 +109,6 @@ def comparison(from_version: int, to_version: int, found: diff.Diff) -> Shape:
             | {side: [piece._asdict() for piece in getattr(row, side)] for side in ("old", "new")}
             for row in found.rows
         ],
-    }
-
-
-def worker(row: CronWorkerRecord, state: str) -> Shape:
-    """A worker process as it last reported."""
-    return {
-        **_columns(row, {"boot_id", "process_started", "draining"}),
-        "state": state,
-        "tags": [tag for tag in row.tags.split(",") if tag],
     }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import click
 
+from ..core import words
 from ..core.errors import Conflict, Invalid
-from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..core.states import Status
 from ..services import deadletters, lifecycle, retention
 from ..services import doctor as doctors
@@ -18,6 +18,7 @@ from ..store import db as database
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import ExecutionRow, JobFilter
+from ..views import workers as views
 from . import console, shapes
 from .console import ID, Command, Group, json_option, page_options, say, yes_option
 from .jobs import job_page, manager
@@ -242,48 +243,29 @@ def list_workers(hours: int, as_json: bool) -> None:
     """List worker processes, those that run first."""
     session = console.database()
     now = database.now(session)
-    silent_after = console.settings().lease_seconds
-    found = [
-        shapes.worker(row, queries.worker_state(row, now, silent_after))
-        for row in queries.workers(session, now - timedelta(hours=hours))
-    ]
+    found = views.workers(session, now, timedelta(hours=hours))
     if as_json:
-        console.print_json({"items": found})
+        console.print_json({"items": [one.for_programs() for one in found]})
         return
     rows = [
         (
-            one["worker_id"],
-            one["state"],
-            f"{one['running']}/{one['slots']}",
-            one["tags"],
-            f"{one['clock_skew_ms']:+.0f} ms",
-            one["tzdata"],
-            one["version"],
-            one["started_at"],
-            _ago(now, one["last_seen_at"]),
+            one.worker_id,
+            one.state,
+            f"{one.running}/{one.capacity}",
+            list(one.tags),
+            f"{one.clock_skew_ms:+.0f} ms",
+            one.tzdata,
+            one.version,
+            one.started_at,
+            f"{words.duration(max(0.0, (now - one.seen_at).total_seconds() * 1000))} ago",
         )
         for one in found
     ]
     titles = ("WORKER", "STATE", "RUNNING", "TAGS", "CLOCK", "TZDATA", "VERSION", "STARTED", "SEEN")
     console.table(titles, rows)
     for one in found:
-        if one["state"] != "stopped" and one["trouble"]:
-            say(f"{one['worker_id']} is in trouble: {one['trouble']}")
-    alive = [one for one in found if one["state"] != "stopped"]
-    newest = max((one["tzdata"] for one in alive if one["state"] == "alive"), key=tzdata_order, default="")
-    for one in alive:
-        if tzdata_order(one["tzdata"]) != tzdata_order(TZDATA_VERSION):
-            plans = "" if tzdata_order(one["tzdata"]) >= tzdata_order(newest) else ": it plans no slots"
-            say(
-                f"{one['worker_id']} has tzdata {one['tzdata'] or 'unknown'}, this machine {TZDATA_VERSION}{plans}. "
-                "Only workers with the newest plan slots. Install the same requirements.txt everywhere."
-            )
-        elif tzdata_order(one["tzdata"]) < tzdata_order(newest):
-            say(f"{one['worker_id']} has tzdata {one['tzdata']}, another worker {newest}: it plans no slots.")
-
-
-def _ago(now: datetime, then: datetime) -> str:
-    return f"{console.duration(max(0.0, (now - then).total_seconds() * 1000))} ago"
+        for text in (f"{note.text}. {note.advice}".rstrip(". ") for note in one.notes):
+            say(f"{one.worker_id} {text}.")
 
 
 # -- upkeep --------------------------------------------------------------------------------------------------

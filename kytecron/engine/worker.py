@@ -429,6 +429,7 @@ class CronWorker:
             text = "the run is no longer held by this worker: its process is killed"
             log.warning(text, extra=_keys(self._runs[execution_id].run))
             self.statistics.leases_expired += 1
+            self._timers.report = 0  # whoever took it took this worker for gone
             self._drop(execution_id)
             return
         self.runner.set_lease(execution_id, before + self.settings.lease_seconds)
@@ -794,6 +795,7 @@ class CronWorker:
             gone = registry.gone(self.session, others) if others else set()
             if now >= self._timers.crew:
                 self._timers.crew = now + CREW_SECONDS
+                gone |= registry.ended_unsaid(self.session)
                 self._crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
                 self._compare_tzdata()
             self.session.rollback()
@@ -822,7 +824,7 @@ class CronWorker:
 
     def _compare_tzdata(self) -> None:
         """Plan nothing beside a worker with newer time zones; after workers with older ones, plan anew."""
-        found = registry.tzdata_elsewhere(self.session, self.settings, self.worker_id)
+        found = registry.tzdata_elsewhere(self.session, self.worker_id)
         newer = found.newest if tzdata_order(found.newest) > tzdata_order(TZDATA_VERSION) else ""
         if newer and newer != self._newer_tzdata:
             log.warning(

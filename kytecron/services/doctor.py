@@ -23,7 +23,7 @@ from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
 from ..store import db, figures, locks, queries, schema
 from ..store.db import MYSQL_DIALECTS
 from ..store.models import CronWorkerRecord
-from . import lifecycle, probes, recount, secrets, slots, upgrading
+from . import lifecycle, probes, recount, registry, secrets, slots, upgrading
 from .audit import Actor
 from .registry import VERSION
 from .versions import CronVersionControl
@@ -80,7 +80,7 @@ def healthy(findings: Iterable[Finding]) -> bool:
 def _checks(
     session: Session, settings: Settings, actor: Actor, fix: bool
 ) -> Iterable[Callable[[], Iterator[Finding]]]:
-    alive = _alive(session, settings)
+    alive = [one.worker for one in registry.living(session, db.now(session))]
     return (
         lambda: _clock(session, alive),
         lambda: _time_zones(alive),
@@ -241,12 +241,6 @@ def _time_zones(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
 # -- workers and leases --------------------------------------------------------------------------------------
 
 
-def _alive(session: Session, settings: Settings) -> list[CronWorkerRecord]:
-    now = db.now(session)
-    known = queries.workers(session, now - timedelta(seconds=settings.lease_seconds))
-    return [one for one in known if queries.worker_state(one, now, settings.lease_seconds) != "stopped"]
-
-
 def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
     overdue = figures.counters(session, db.now(session)).overdue
     if not alive:
@@ -289,7 +283,7 @@ def _due_slots(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Find
 
 def _next_slots(session: Session, alive: list[CronWorkerRecord], fix: bool) -> Iterator[Finding]:
     """Next slots that are not those that the schedules name."""
-    newest = max((worker.tzdata for worker in alive), key=tzdata_order, default="")
+    newest = registry.newest_tzdata(alive)
     if tzdata_order(newest) > tzdata_order(TZDATA_VERSION):
         yield Finding("next slots", "warning", f"Not compared: workers have newer time zones ({newest})")
         return

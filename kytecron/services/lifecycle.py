@@ -439,7 +439,7 @@ def disown(session: Session, strangers: Collection[Claim]) -> list[int]:
 def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
     """Mark runs lost whose lease has ended, or whose worker is known to be gone, and apply the retry rule.
 
-    Runs that somebody has locked, or whose job, are left for the next time.
+    Such workers count as gone from then on. Runs that somebody has locked, or whose job, are left for the next time.
     """
     now = db.now(session)
     vanished = dict.fromkeys(
@@ -448,18 +448,25 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
     if gone_workers:
         for claim in claims.held_by(session, gone_workers, REAP_BATCH):
             vanished[claim] = "its worker's process is gone"
-    if not vanished:
-        return []
-    jobs, taken, _ = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
-    # Read again under lock: the worker may have renewed or finished since.
-    rows, _ = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
-    ours = [
-        (rows[claim.execution_id], Outcome(Status.LOST, error=f"worker {claim.locked_by} vanished: {reason}"))
-        for claim, reason in vanished.items()
-        if claim.execution_id in rows
-        and (claim.locked_by in gone_workers or rows[claim.execution_id].locked_until < now)
-    ]
-    endings.end(session, jobs, ours)
+    heard_before = dict.fromkeys(gone_workers, now)
+    ours: list[tuple[Any, Outcome]] = []
+    if vanished:
+        jobs, taken, _ = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
+        # Read again under lock: the worker may have renewed or finished since.
+        rows, _ = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
+        ours = [
+            (
+                rows[claim.execution_id],
+                Outcome(Status.LOST, error=f"worker {claim.locked_by} vanished: {reason}"),
+            )
+            for claim, reason in vanished.items()
+            if claim.execution_id in rows
+            and (claim.locked_by in gone_workers or rows[claim.execution_id].locked_until < now)
+        ]
+        endings.end(session, jobs, ours)
+        # Whoever has reported after a lease ended lives, and only lost that run.
+        heard_before = {row.locked_by: row.locked_until for row, _ in ours} | heard_before
+    registry.mark_gone(session, heard_before, now)
     return [row.id for row, _ in ours]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +18,16 @@ from sqlalchemy.orm import Session
 from .. import VERSION
 from ..config import Settings
 from ..core.schedule import TZDATA_VERSION, tzdata_order
-from ..store import db
+from ..core.workers import LIVING, WorkerState, state_of
+from ..store import db, queries
 from ..store.db import transactional
 from ..store.models import CronWorkerRecord
 
 log = logging.getLogger(__name__)
 
 WORKER: Any = CronWorkerRecord.__table__
-HEARD_SECONDS = 60.0
-"""A worker that reported within this time may be alive, however short this process's own lease is."""
+OLDER_LEASE = 60.0
+"""Seconds; what workers of versions that do not report their lease had by default."""
 _IDENTITY = tuple(WORKER.c[name] for name in ("worker_id", "host", "boot_id", "pid", "process_started"))
 """What tells one process from another: columns that every version of the table has."""
 
@@ -112,10 +113,13 @@ def report(
             tags=_joined(settings.tags),
             slots=settings.concurrency,
             tzdata=TZDATA_VERSION,
+            lease_seconds=settings.lease_seconds,
+            renew_seconds=settings.renew_seconds,
             started_at=now,
         )
         session.add(record)
     record.last_seen_at = now
+    record.gone_at = None  # whoever took it for gone was wrong
     record.running = running
     record.draining = draining
     record.clock_skew_ms = clock_skew_ms
@@ -139,27 +143,74 @@ def sign_off(session: Session, worker_id: str, statistics: dict[str, Any]) -> No
     )
 
 
+class Known(NamedTuple):
+    """A worker as it last reported, and its state."""
+
+    worker: CronWorkerRecord
+    state: WorkerState
+
+    @property
+    def living(self) -> bool:
+        """Whether it is alive, draining or not."""
+        return self.state in LIVING
+
+
+def known(session: Session, now: datetime, since: datetime | None = None) -> list[Known]:
+    """Return workers that reported since then (all: None), those that run first, then the last seen."""
+    return _with_states(queries.workers(session, since), now)
+
+
+def living(session: Session, now: datetime) -> list[Known]:
+    """Return the workers that are alive, those that drain too, the last seen first."""
+    return [one for one in _with_states(queries.unended_workers(session), now) if one.living]
+
+
+def working(session: Session, now: datetime) -> list[CronWorkerRecord]:
+    """Return the workers that are alive and start runs, the last seen first."""
+    return [one.worker for one in living(session, now) if one.state is WorkerState.ALIVE]
+
+
+def _with_states(workers: Sequence[CronWorkerRecord], now: datetime) -> list[Known]:
+    """Judge workers by what they reported and, those of this machine, by whether their processes are there."""
+    found = [Known(worker, state_of(worker, now)) for worker in workers]
+    gone = _gone([one.worker for one in found if one.living])
+    return [one._replace(state=WorkerState.GONE) if one.worker.worker_id in gone else one for one in found]
+
+
+def ended_unsaid(session: Session) -> set[str]:
+    """Return the ids of the workers of this machine that have ended without saying so and nobody has noticed."""
+    return _gone(queries.unended_workers(session))
+
+
+def mark_gone(session: Session, heard_before: Mapping[str, datetime], now: datetime) -> None:
+    """Within a transaction: workers are known to be gone, unless one has reported since the instant it maps to."""
+    for worker_id, instant in sorted(heard_before.items()):
+        session.execute(
+            sa.update(CronWorkerRecord)
+            .where(
+                CronWorkerRecord.worker_id == worker_id,
+                CronWorkerRecord.stopped_at.is_(None),
+                CronWorkerRecord.gone_at.is_(None),
+                CronWorkerRecord.last_seen_at <= instant,
+            )
+            .values(gone_at=now)
+        )
+
+
 def crew(session: Session, settings: Settings) -> list[str]:
     """Ids of the living workers that take the same work as one with `settings`, in the same order for all."""
-    since = db.now(session) - timedelta(seconds=settings.lease_seconds)
-    query = sa.select(CronWorkerRecord.worker_id).where(
-        CronWorkerRecord.last_seen_at >= since,
-        CronWorkerRecord.stopped_at.is_(None),
-        CronWorkerRecord.draining.is_(False),
-        CronWorkerRecord.tags == _joined(settings.tags),
-    )
-    return sorted(session.scalars(query))
+    tags = _joined(settings.tags)
+    return sorted(one.worker_id for one in working(session, db.now(session)) if one.tags == tags)
 
 
 def newest_tzdata_alive(session: Session) -> str:
     """The newest tzdata of the living workers that plan slots; empty where there is none."""
-    since = db.now(session) - timedelta(seconds=HEARD_SECONDS)
-    query = sa.select(WORKER.c.tzdata).where(
-        WORKER.c.last_seen_at >= since,
-        WORKER.c.stopped_at.is_(None),
-        WORKER.c.draining.is_(False),
-    )
-    return max(session.scalars(query), key=tzdata_order, default="")
+    return newest_tzdata(working(session, db.now(session)))
+
+
+def newest_tzdata(workers: Iterable[CronWorkerRecord]) -> str:
+    """The newest tzdata that one of `workers` has; empty where there is none."""
+    return max((worker.tzdata for worker in workers), key=tzdata_order, default="")
 
 
 class Tzdata(NamedTuple):
@@ -173,21 +224,15 @@ class Tzdata(NamedTuple):
     """Nobody but older ones has planned slots so far."""
 
 
-def tzdata_elsewhere(session: Session, settings: Settings, worker_id: str) -> Tzdata:
+def tzdata_elsewhere(session: Session, worker_id: str) -> Tzdata:
     """What a worker has to know of the others before it plans slots."""
-    now = db.now(session)
-    rows = session.execute(
-        sa.select(WORKER.c.tzdata, WORKER.c.last_seen_at, WORKER.c.stopped_at, WORKER.c.draining).where(
-            WORKER.c.worker_id != worker_id
-        )
-    ).all()
-    since = now - timedelta(seconds=settings.lease_seconds)
-    alive = [row for row in rows if row.last_seen_at >= since and row.stopped_at is None and not row.draining]
+    others = [one for one in known(session, db.now(session)) if one.worker.worker_id != worker_id]
+    alive = [one.worker for one in others if one.state is WorkerState.ALIVE]
     here = tzdata_order(TZDATA_VERSION)
     return Tzdata(
-        newest=max((row.tzdata for row in alive), key=tzdata_order, default=""),
-        older=any(tzdata_order(row.tzdata) < here for row in alive),
-        new_here=bool(rows) and all(tzdata_order(row.tzdata) < here for row in rows),
+        newest=newest_tzdata(alive),
+        older=any(tzdata_order(worker.tzdata) < here for worker in alive),
+        new_here=bool(others) and all(tzdata_order(one.worker.tzdata) < here for one in others),
     )
 
 
@@ -250,13 +295,19 @@ def still_alive(connection: sa.Connection, settings: Settings) -> Sequence[Any]:
     """
     if not sa.inspect(connection).has_table(WORKER.name):
         return []
-    since = db.now(connection) - timedelta(seconds=max(settings.lease_seconds, HEARD_SECONDS))
-    query = sa.select(*_IDENTITY, WORKER.c.version, WORKER.c.last_seen_at).where(
-        WORKER.c.stopped_at.is_(None), WORKER.c.last_seen_at >= since
-    )
+    present = {column["name"] for column in sa.inspect(connection).get_columns(WORKER.name)}
+    lease = sa.literal(max(settings.lease_seconds, OLDER_LEASE)).label("lease_seconds")
+    query = sa.select(
+        *_IDENTITY,
+        *(WORKER.c[name] for name in ("version", "last_seen_at", "stopped_at", "draining")),
+        WORKER.c.gone_at if "gone_at" in present else sa.null().label("gone_at"),
+        WORKER.c.lease_seconds if "lease_seconds" in present else lease,
+    ).where(WORKER.c.stopped_at.is_(None))
+    now = db.now(connection)
     rows = connection.execute(query.order_by(WORKER.c.worker_id)).all()
-    gone = _gone(rows)
-    return [row for row in rows if row.worker_id not in gone]
+    alive = [row for row in rows if state_of(row, now) in LIVING]
+    gone = _gone(alive)
+    return [row for row in alive if row.worker_id not in gone]
 
 
 def _sees_every_process() -> bool:

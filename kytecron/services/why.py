@@ -24,8 +24,6 @@ from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
 from . import registry, slots
 
-SILENT_AFTER = 30.0
-"""Seconds without a word after which a worker does not count as alive."""
 SHOWN = 5
 """Runs that are explained one by one; of a long queue the rest is counted."""
 PATIENCE = timedelta(seconds=10)
@@ -85,18 +83,15 @@ VERDICTS = {
 """What the weightiest reason means for the job; completes the sentence that begins with its name."""
 
 
-def explain(
-    session: Session, job_id: int, now: datetime | None = None, *, silent_after: float = SILENT_AFTER
-) -> Why:
+def explain(session: Session, job_id: int, now: datetime | None = None) -> Why:
     """Say why a job has not run, or what it waits for. Raises NotFound.
 
-    `now` is by the database's clock, which is asked if it is not given; a worker that was not heard of for
-    `silent_after` seconds is not counted on.
+    `now` is by the database's clock, which is asked if it is not given.
     """
     job = session.get(CronJob, job_id, populate_existing=True) if 0 < job_id <= queries.LARGEST_ID else None
     if job is None:
         raise NotFound(f"Job {job_id} does not exist")
-    look = _Look(session, job, now or db.now(session), silent_after)
+    look = _Look(session, job, now or db.now(session))
     reasons = tuple(look.reasons())
     return Why(f'Job {job.id} "{_plain(job.name)}" {VERDICTS[reasons[0].code]}.', reasons)
 
@@ -104,11 +99,10 @@ def explain(
 class _Look:
     """One look at one job. The workers are looked up once, and only if they matter."""
 
-    def __init__(self, session: Session, job: CronJob, now: datetime, silent_after: float) -> None:
+    def __init__(self, session: Session, job: CronJob, now: datetime) -> None:
         self.session = session
         self.job = job
         self.now = now
-        self.silent_after = silent_after
         self._workers: Sequence[CronWorkerRecord] | None = None
 
     def reasons(self) -> Iterator[Reason]:
@@ -304,8 +298,7 @@ class _Look:
 
     def _alive(self) -> Sequence[CronWorkerRecord]:
         if self._workers is None:
-            known = queries.workers(self.session, self.now - timedelta(seconds=self.silent_after))
-            self._workers = [one for one in known if one.stopped_at is None]
+            self._workers = [one.worker for one in registry.living(self.session, self.now)]
         return self._workers
 
     def _no_worker(self, tag: str = "", since: datetime | None = None) -> Reason | None:

@@ -25,7 +25,6 @@ from .models import (
     CronJobDailyStat,
     CronJobExecution,
     CronOutbox,
-    CronWorkerRecord,
 )
 
 JOB: Any = CronJob.__table__
@@ -185,8 +184,6 @@ class Counters:
     """Pending runs that were due more than a minute ago: nobody takes them."""
     stale_locks: int
     """Running ones whose lease has ended."""
-    workers: int
-    """Workers heard of in the last minute."""
     today: Figures
 
 
@@ -201,11 +198,6 @@ def counters(session: Session, now: datetime) -> Counters:
         ).where(JOB.c.deleted_id == 0)
     ).one()
     pending = _pending(session, pending=sa.true(), overdue=RUN.c.due_time < minute_ago)
-    alive = session.scalar(
-        sa.select(sa.func.count()).where(
-            CronWorkerRecord.last_seen_at >= minute_ago, CronWorkerRecord.stopped_at.is_(None)
-        )
-    )
     return Counters(
         jobs=jobs.jobs,
         enabled=int(jobs.enabled),
@@ -213,7 +205,6 @@ def counters(session: Session, now: datetime) -> Counters:
         dead=int(jobs.dead),
         **pending,
         **_running(session, now),
-        workers=alive or 0,
         today=global_statistics(session, 1, now.date()).total,
     )
 

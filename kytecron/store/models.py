@@ -472,6 +472,12 @@ class CronWorkerRecord(Base):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    gone_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Since when it is known that its process has ended, or that its runs were taken over."""
+    lease_seconds: Mapped[float] = mapped_column(sa.Float, default=60.0, server_default="60")
+    """Its own: for so long after a report it counts as alive."""
+    renew_seconds: Mapped[float] = mapped_column(sa.Float, default=10.0, server_default="10")
+    """Its own: it reports this often."""
     statistics: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     trouble: Mapped[str | None] = mapped_column(sa.String(500))
     """What keeps this worker from starting runs, for people."""

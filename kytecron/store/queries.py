@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from operator import eq, ge, lt
 from typing import Any, NamedTuple
 
@@ -545,16 +545,18 @@ def workers(session: Session, since: datetime | None = None) -> Sequence[CronWor
     if since is not None:
         query = query.where(CronWorkerRecord.last_seen_at >= since)
     stopped = CronWorkerRecord.stopped_at.is_not(None)
-    return session.scalars(query.order_by(stopped, CronWorkerRecord.last_seen_at.desc())).all()
+    query = query.order_by(stopped, CronWorkerRecord.last_seen_at.desc())
+    return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
-def worker_state(worker: CronWorkerRecord, now: datetime, silent_after: float) -> str:
-    """`stopped`, `draining`, `alive`, or `silent`: not heard of for `silent_after` seconds."""
-    if worker.stopped_at is not None:
-        return "stopped"
-    if now - worker.last_seen_at > timedelta(seconds=silent_after):
-        return "silent"
-    return "draining" if worker.draining else "alive"
+def unended_workers(session: Session) -> Sequence[CronWorkerRecord]:
+    """Workers of which no end is known, the last seen first."""
+    query = sa.select(CronWorkerRecord).where(
+        CronWorkerRecord.stopped_at.is_(None), CronWorkerRecord.gone_at.is_(None)
+    )
+    return session.scalars(
+        query.order_by(CronWorkerRecord.last_seen_at.desc()).execution_options(populate_existing=True)
+    ).all()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

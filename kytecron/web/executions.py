@@ -167,7 +167,7 @@ def _why(session: Session, detail: queries.ExecutionDetail) -> why.Why | None:
     job, run = detail.job, detail.execution
     if run.status != Status.PENDING or job is None or job.deleted_id:
         return None
-    return why.explain(session, job.id, silent_after=access.settings().lease_seconds)
+    return why.explain(session, job.id)
 
 
 def _code(session: Session, run: CronJobExecution) -> str | None:

@@ -11,6 +11,8 @@ from flask import Response
 
 from ..services import deadletters
 from ..store import db, figures, queries
+from ..views.standing import standing
+from ..views.workers import Workforce
 from . import access
 from .access import needs
 from .render import page
@@ -46,13 +48,15 @@ def index() -> Response:
     """The dashboard."""
     session = access.database()
     now = db.now(session)
-    numbers = figures.counters(session, now)
+    stands = standing(session, now)
+    numbers = stands.numbers
     enabled = queries.JobFilter(status="enabled")
     return page(
         "home/page.html",
         "home/_region.html",
         numbers=numbers,
-        verdict=verdict(numbers),
+        workforce=stands.workforce,
+        verdict=verdict(numbers, stands.workforce),
         running=queries.running(session, limit=10),
         failed=_by_job(queries.failed(session, now - FAILED_WITHIN, limit=FAILED_READ).items)[:SHOWN],
         dead=deadletters.dead_letters(session)[:SHOWN] if numbers.dead else [],
@@ -64,11 +68,13 @@ def index() -> Response:
     )
 
 
-def verdict(numbers: figures.Counters) -> Verdict:
+def verdict(numbers: figures.Counters, workforce: Workforce) -> Verdict:
     """The worst thing that is true now."""
     if numbers.jobs == 0:
         return Verdict("good", "No jobs yet.")
-    if numbers.workers == 0:
+    if workforce.alive == 0:
+        if workforce.draining:
+            return Verdict("bad", "All workers are shutting down, so nothing starts.", WORKERS)
         return Verdict(
             "bad", "No worker is running, so nothing starts. Start one with: python worker.py", WORKERS
         )

@@ -161,7 +161,7 @@ def show(job_id: int) -> Response:
         summary=figures.execution_summary(job),
         upcoming=words.upcoming(job, now),
         family=_family(session, job_id),
-        why=why.explain(session, job_id, now, silent_after=access.settings().lease_seconds),
+        why=why.explain(session, job_id, now),
         facts=words.facts(job),
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from flask import Response, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..core.schedule import TZDATA_VERSION
 from ..core.states import Status
-from ..services import deadletters, lifecycle, registry, versions
+from ..services import deadletters, lifecycle, versions
 from ..store import db, queries
+from ..views import workers as views
 from . import access
 from .access import needs
 from .render import done, page
@@ -16,8 +16,6 @@ from .render import done, page
 area = access.area("system", __name__)
 
 PAGE = 50
-SILENT_AFTER = 30.0
-"""Seconds without a word after which a worker counts as gone."""
 
 
 @area.get("/dead-letters")
@@ -52,15 +50,12 @@ def workers() -> Response:
     """Who works, and who holds what."""
     session = access.database()
     now = db.now(session)
-    known = queries.workers(session)
     return page(
         "system/workers.html",
         "system/_workers.html",
-        workers=[(one, queries.worker_state(one, now, SILENT_AFTER)) for one in known],
+        workers=views.workers(session, now),
         running=queries.running(session, limit=100),
         now=now,
-        tzdata=TZDATA_VERSION,
-        version=registry.VERSION,
     )
 
 

@@ -1,0 +1,22 @@
+"""How values read to people: durations, numbers of things. The same on pages, in the API and on the command line."""
+
+from __future__ import annotations
+
+
+def duration(milliseconds: float) -> str:
+    """Return a duration: `840 ms`, `3.2 s`, `2 min 05 s`, `1 h 03 min`, `2 d 4 h`."""
+    if milliseconds < 1000:
+        return f"{int(milliseconds)} ms"
+    seconds = int(milliseconds / 1000)
+    if seconds < 60:
+        return f"{int(milliseconds / 100) / 10:.1f} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    if seconds < 86_400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+    return f"{seconds // 86_400} d {seconds % 86_400 // 3600} h"
+
+
+def count(number: int, what: str, many: str | None = None) -> str:
+    """Return how many there are: `1 job`, `2 jobs`, `1,200 jobs`; `many` where the plural is not an s more."""
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
