@@ -68,9 +68,9 @@ class ExecutionSummary(Shape):
     failed: int
     timeouts: int
     success_rate: float | None = Field(description="Per cent; null where nothing ran")
-    attempts: int = Field(description="Runs that ended, each attempt of a chain")
+    attempts: int = Field(description="Runs that ended, each attempt of a chain, cancelled ones included")
     recovered: int = Field(description="Chains that completed after at least one failed attempt")
-    skipped: int
+    skipped: int = Field(description="Slots that did not run; they stand outside of `total` and of the rate")
     avg_duration_ms: int | None
     last_execution: LastExecution | None
 
@@ -119,6 +119,9 @@ class Job(JobFields, _Known):
     dead_letter_since: datetime | None
     consecutive_failures: int
     failing_since: datetime | None
+    attempts_until: date | None = Field(
+        description="Up to this UTC day attempts are counted, not chains: an upgrade found their runs gone"
+    )
     current_version: int | None
     execution_summary: ExecutionSummary
     revision: int = Field(description="Send it with a change to have one that is out of date refused")
@@ -212,6 +215,9 @@ class Figures(Shape):
     avg_duration_ms: int | None
     p50_duration_ms: int | None
     p95_duration_ms: int | None
+    counted_as: figures.CountedAs = Field(
+        description="`attempts` where days are among it whose runs were gone when an upgrade began to count chains"
+    )
 
     @classmethod
     def of(cls, found: figures.Figures, **more: Any) -> Self:
@@ -219,13 +225,13 @@ class Figures(Shape):
 
 
 class DayFigures(Figures):
-    """The runs that ended on one UTC day."""
+    """The chains that ended on one UTC day."""
 
     day: date
 
 
 class Statistics(Shape):
-    """Runs by UTC day, oldest first, and together."""
+    """How chains ended, by UTC day, oldest first, and together."""
 
     total: Figures
     by_day: list[DayFigures]

@@ -15,6 +15,7 @@ from ..core.jobspec import DEFAULTS, SCHEDULE_TYPES, JobFields
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
+from ..core.words import beside
 from ..services import audit, lifecycle, transfer, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
@@ -93,10 +94,17 @@ def _show_jobs(found: list[Shape]) -> None:
             job["next_run_time"],
             (job["execution_summary"]["last_execution"] or {}).get("status"),
             job["execution_summary"]["success_rate"],
+            _slots(job["execution_summary"]),
         )
         for job in found
     ]
-    console.table(("ID", "NAME", "STATUS", "SCHEDULE", "NEXT RUN", "LAST", "SUCCESS %"), rows)
+    console.table(("ID", "NAME", "STATUS", "SCHEDULE", "NEXT RUN", "LAST", "SUCCESS %", "SLOTS"), rows)
+
+
+def _slots(summary: Shape) -> str:
+    """How many chains a success rate is of, and what stands beside."""
+    said = beside(summary["total"], summary["attempts"], summary["recovered"], summary["skipped"])
+    return f"{summary['total']} ({said})" if said else str(summary["total"])
 
 
 def standing(job: Shape) -> str:
@@ -125,11 +133,13 @@ def show(job: str, as_json: bool) -> None:
             "schedule": found["schedule"],
             "next run": found["next_run_time"],
             "last run": _last_run(summary["last_execution"]),
-            "runs": f"{summary['total']}, {summary['successful']} completed",
+            "slots": f"{summary['total']}, {summary['successful']} completed",
             "success %": summary["success_rate"],
             "attempts": summary["attempts"],
             "recovered": summary["recovered"],
             "skipped": summary["skipped"],
+            "counted": found["attempts_until"]
+            and f"in attempts up to {found['attempts_until']}, in slots since",
             "duration": console.duration(summary["avg_duration_ms"]),
             "failing": f"{found['consecutive_failures']} in a row" if found["consecutive_failures"] else None,
             "version": version and f"{version['version_number']} by {version['created_by']}",

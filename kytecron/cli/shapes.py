@@ -26,7 +26,8 @@ Shape = dict[str, Any]
 
 JOB_STANDING = (
     *("id", "disabled_reason", "next_run_time", "in_dead_letter_queue", "dead_letter_reason"),
-    *("dead_letter_since", "consecutive_failures", "failing_since", "current_version", "revision"),
+    *("dead_letter_since", "consecutive_failures", "failing_since", "attempts_until"),
+    *("current_version", "revision"),
     *("created_at", "created_by", "updated_at", "updated_by"),
 )
 ATTEMPT = ("id", "retry_count", "status", "due_time", "started_at", "completed_at", "error")

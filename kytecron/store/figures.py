@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -34,6 +34,7 @@ MESSAGE: Any = CronOutbox.__table__
 
 ENDINGS = ("completed", "failed", "timeout", "lost", "cancelled", "skipped")
 FAILURES = ("failed", "timeout", "lost")
+CountedAs = Literal["chains", "attempts"]
 RETRIED = tuple(f"retried_{name}" for name in FAILURES)
 """Failures that another attempt followed: attempts without these are chains."""
 
@@ -86,6 +87,8 @@ class Figures:
     avg_duration_ms: int | None = None
     p50_duration_ms: int | None = None
     p95_duration_ms: int | None = None
+    counted_as: CountedAs = "chains"
+    """`attempts` where some of it was counted by an earlier release, from runs that are gone."""
 
     @property
     def total(self) -> int:
@@ -111,11 +114,17 @@ def job_statistics(session: Session, job_id: int, days: int, today: date) -> Sta
     rows = session.execute(
         sa.select(STAT).where(STAT.c.cron_job == job_id, STAT.c.day > today - timedelta(days=days))
     ).all()
-    return _statistics(rows, days, today)
+    attempts_until = session.scalar(sa.select(JOB.c.attempts_until).where(JOB.c.id == job_id))
+    return _statistics(rows, days, today, attempts_until)
 
 
 def global_statistics(session: Session, days: int, today: date) -> Statistics:
     """The last `days` UTC days of all jobs together, today included; without percentiles."""
+    attempts_until = session.scalar(sa.select(sa.func.max(JOB.c.attempts_until)))
+    return _together(session, days, today, attempts_until)
+
+
+def _together(session: Session, days: int, today: date, attempts_until: date | None) -> Statistics:
     sums = [
         sa.func.sum(STAT.c[name]).label(name) for name in (*ENDINGS, *RETRIED, "recovered", "duration_ms")
     ]
@@ -125,19 +134,22 @@ def global_statistics(session: Session, days: int, today: date) -> Statistics:
         .where(STAT.c.day > today - timedelta(days=days))
         .group_by(STAT.c.day)
     ).all()
-    return _statistics(rows, days, today)
+    return _statistics(rows, days, today, attempts_until)
 
 
-def _statistics(rows: Iterable[Any], days: int, today: date) -> Statistics:
+def _statistics(rows: Iterable[Any], days: int, today: date, attempts_until: date | None) -> Statistics:
+    """`attempts_until`: the last day that counts attempts, if any does."""
     by_day = {row.day: row for row in rows}
     wanted = [today - timedelta(days=back) for back in range(days - 1, -1, -1)]
     present = [by_day[day] for day in wanted if day in by_day]
+    until = attempts_until or date.min
     return Statistics(
-        _figures(present), [(day, _figures([by_day[day]] if day in by_day else [])) for day in wanted]
+        _figures(present, until),
+        [(day, _figures([by_day[day]] if day in by_day else [], until)) for day in wanted],
     )
 
 
-def _figures(rows: list[Any]) -> Figures:
+def _figures(rows: list[Any], attempts_until: date) -> Figures:
     # MariaDB sums integers to decimals.
     sums = {name: sum(int(getattr(row, name)) for row in rows) for name in (*ENDINGS, *RETRIED, "recovered")}
     attempts = sum(sums[name] for name in ("completed", *FAILURES))
@@ -153,6 +165,7 @@ def _figures(rows: list[Any]) -> Figures:
         avg_duration_ms=round(sum(int(row.duration_ms) for row in rows) / ran) if ran else None,
         p50_duration_ms=percentile(histogram, 0.5, shortest, longest),
         p95_duration_ms=percentile(histogram, 0.95, shortest, longest),
+        counted_as="attempts" if any(row.day <= attempts_until for row in rows) else "chains",
     )
 
 
@@ -195,6 +208,7 @@ def counters(session: Session, now: datetime) -> Counters:
             sa.func.count().label("jobs"),
             _number_of(ENABLED).label("enabled"),
             _number_of(JOB.c.in_dead_letter_queue.is_(True)).label("dead"),
+            sa.func.max(JOB.c.attempts_until).label("attempts_until"),
         ).where(JOB.c.deleted_id == 0)
     ).one()
     pending = _pending(session, pending=sa.true(), overdue=RUN.c.due_time < minute_ago)
@@ -205,7 +219,7 @@ def counters(session: Session, now: datetime) -> Counters:
         dead=int(jobs.dead),
         **pending,
         **_running(session, now),
-        today=global_statistics(session, 1, now.date()).total,
+        today=_together(session, 1, now.date(), jobs.attempts_until).total,
     )
 
 

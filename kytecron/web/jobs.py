@@ -101,6 +101,7 @@ class Row(NamedTuple):
     last_run_at: datetime | None
     recent_results: str
     rate: float | None
+    rate_title: str
     next_run_time: datetime | None
 
 
@@ -118,6 +119,7 @@ def _row(job: CronJob) -> Markup:
         job.last_run_at,
         job.recent_results,
         words.rate(job),
+        words.rate_of(figures.execution_summary(job)),
         job.next_run_time,
     )
     return _row_html(row, access.user().role, request.script_root)
@@ -173,7 +175,8 @@ def _columns(days: list[tuple[date, figures.Figures]]) -> list[dict[str, Any]]:
             "completed": one.completed,
             "failed": one.total - one.completed,
             "label": f"{day:%d %b}" if place % 7 == len(days) % 7 else "",
-            "title": f"{day:%a %d %b}: {one.completed} completed, {one.total - one.completed} failed",
+            "title": f"{day:%a %d %b}: {one.completed} completed, {one.total - one.completed} failed"
+            + "".join(f"; {said}" for said in (words.beside(one), words.counted_as(one)) if said),
         }
         for place, (day, one) in enumerate(days)
     ]

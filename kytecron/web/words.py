@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from markupsafe import Markup, escape
 
-from ..core import preview
+from ..core import preview, words
 from ..core.errors import Invalid
 from ..core.schedule import in_words, zone
 from ..services import endings, slots, why
-from ..store.figures import execution_summary
+from ..store.figures import Figures, execution_summary
 from ..store.models import CronJob
 
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
@@ -88,6 +88,28 @@ def clock(local: datetime) -> str:
 def rate(job: CronJob) -> float | None:
     """The share of a job's chains that completed, in per cent; None before the first."""
     return cast("float | None", execution_summary(job)["success_rate"])
+
+
+def rate_of(summary: Mapping[str, Any]) -> str:
+    """What a job's success rate is of, and what stands beside it."""
+    if summary["total"]:
+        of = f"{summary['total']} slot{'' if summary['total'] == 1 else 's'}, all time"
+    else:
+        of = "none has completed or failed yet" if summary["attempts"] else "never ran"
+    return "; ".join(part for part in (of, beside(summary)) if part)
+
+
+def beside(figures: Figures | Mapping[str, Any]) -> str:
+    """Attempts, recovered chains and skipped slots, where a success rate is shown."""
+    names = ("total", "attempts", "recovered", "skipped")
+    if isinstance(figures, Figures):
+        return words.beside(*(getattr(figures, name) for name in names))
+    return words.beside(*(figures[name] for name in names))
+
+
+def counted_as(figures: Figures) -> str:
+    """What is to be said of figures that an earlier release counted."""
+    return "each attempt is counted" if figures.counted_as == "attempts" else ""
 
 
 @lru_cache(maxsize=2048)

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from kytecron.core.states import Status
 from kytecron.requestdb import db
 from kytecron.services import lifecycle
+from kytecron.store import db as database
 from kytecron.store.models import CronJob
 from tests.factories import add_worker
 
@@ -144,6 +145,27 @@ def test_a_job_is_triggered_and_its_run_is_found(api: Caller, finish: Finish) ->
     assert len(stats["by_day"]) == 2
     assert stats["total"]["completed"] == 1
     assert api("GET /executions/statistics?days=1").json["total"]["completed"] == 1
+
+
+def test_days_that_an_earlier_release_counted_say_that_they_count_attempts(
+    api: Caller, finish: Finish, app: Flask
+) -> None:
+    job = api.job()["id"]
+    api(f"POST /jobs/{job}/trigger")
+    finish()
+    for address in (f"/jobs/{job}/stats?days=3", "/executions/statistics?days=3"):
+        found = api(f"GET {address}").json
+        assert {one["counted_as"] for one in [found["total"], *found["by_day"]]} == {"chains"}
+    with app.app_context():
+        today = database.now(db.session())
+        db.session.execute(sa.update(CronJob).values(attempts_until=today.date()))
+        db.session.commit()
+    for address in (f"/jobs/{job}/stats?days=3", "/executions/statistics?days=3"):
+        found = api(f"GET {address}").json
+        assert [one["counted_as"] for one in found["by_day"]] == ["chains", "chains", "attempts"]
+        assert found["total"]["counted_as"] == "attempts"
+    assert api(f"GET /jobs/{job}").json["attempts_until"] == today.date().isoformat()
+    assert api("GET /stats").json["today"]["counted_as"] == "attempts"
 
 
 def test_trigger_waits_for_the_end_if_asked_to(api: Caller, finish: Finish) -> None:

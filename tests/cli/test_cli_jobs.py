@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store.models import CronAudit, CronJob
 from tests.command_line import CODE, CommandLine
+from tests.factories import add_job
 
 ANYTHING = {
     "name": "everything set",
@@ -205,6 +207,24 @@ def test_lists_for_people_hold_whole_cells_where_nobody_sits_at_a_terminal(cli: 
     header, line = cli.output("jobs list").splitlines()
     assert header.split()[:2] == ["ID", "NAME"]
     assert " ".join(name.split()) in line
+
+
+def test_attempts_recovered_and_skipped_stand_beside_the_rate(cli: CommandLine, rows: Session):
+    add_job(
+        rows,
+        runs_total=5,
+        runs_completed=1,
+        runs_failed=4,
+        retried_failed=3,
+        runs_recovered=1,
+        runs_skipped=7,
+    )
+    job = add_job(rows, runs_total=1, runs_completed=1, attempts_until=date(2026, 3, 1))
+    header, first, second = cli.output("jobs list").splitlines()
+    assert header.split()[-3:] == ["SUCCESS", "%", "SLOTS"]
+    assert " 50 2 (5 attempts, 1 recovered, 7 skipped)" in " ".join(first.split())
+    assert second.split()[-2:] == ["100", "1"]
+    assert "in attempts up to 2026-03-01, in slots since" in cli.output("jobs show", str(job.id))
 
 
 def test_next_runs_are_shown_on_the_jobs_own_clock(cli: CommandLine, code_file: Path):

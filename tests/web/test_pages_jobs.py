@@ -39,6 +39,40 @@ def listed(visitor: Visitor, query: str = "", *, part: bool = False) -> list[str
     return [name.partition(">")[2] for name in names(visitor.get(f"/jobs{query}", part=part).text)]
 
 
+def serve_a_slot_late(app: Flask, job: CronJob) -> None:
+    """Two failed attempts and a third that completes."""
+    with database(app) as session:
+        lifecycle.trigger(session, job.id, actor=Actor("test"))
+        for status in (Status.FAILED, Status.TIMEOUT, Status.COMPLETED):
+            lifecycle.settle(session, [(claim_one(session), Outcome(status, error="no", duration_ms=9))])
+
+
+def test_attempts_recovered_and_skipped_stand_beside_the_rate(app: Flask, viewer: Visitor) -> None:
+    job = make_job(app, "flaky", retry_strategy="immediate", max_retries=3)
+    serve_a_slot_late(app, job)
+    run_once(app, job, Outcome(Status.SKIPPED, skipped_reason="nothing to do"))
+    for address in ("/", "/jobs", f"/jobs/{job.id}"):
+        html = viewer.get(address).text
+        assert "4 attempts, 1 recovered, 1 skipped" in html or "3 attempts, 1 recovered, 1 skipped" in html, (
+            address
+        )
+        assert "100%" in html
+        assert "each attempt is counted" not in html.lower()
+
+
+def test_days_that_an_earlier_release_counted_are_told_as_attempts(app: Flask, viewer: Visitor) -> None:
+    job = make_job(app, "old", retry_strategy="immediate", max_retries=3)
+    serve_a_slot_late(app, job)
+    with database(app) as session:
+        today = db.now(session).date()
+        session.execute(sa.update(CronJob).values(attempts_until=today))
+        session.commit()
+    page = viewer.get(f"/jobs/{job.id}").text
+    assert f"Up to {today:%d %b %Y} each attempt is counted, not each slot" in page
+    assert "1 completed, 0 failed; 3 attempts, 1 recovered; each attempt is counted" in page
+    assert "each attempt is counted" in viewer.get("/").text
+
+
 # -- the list ------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +178,7 @@ def test_the_overview_tells_what_a_job_does_and_how_it_is_doing(app: Flask, view
         '{ "region": "eu" }',
         "Loads.",
         "100%",
-        "1 run, all time",
+        "1 slot, all time",
         "extract",
     ):
         assert said in text
