@@ -10,13 +10,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from kytecron.config import default_settings
 from kytecron.store import db as database
 from kytecron.store import schema
-from kytecron.store.models import Base, UtcDateTime
+from kytecron.store.dialects import TABLE
+from kytecron.store.models import Base, LongBlob, LongText, UtcDateTime
 
 
 def render_item(kind, item, autogen_context):
+    """A migration names SQLAlchemy's types, so that it goes on making the same table; times alone are ours."""
     if kind == "type" and isinstance(item, UtcDateTime):
         autogen_context.imports.add("from kytecron.store.models import UtcDateTime")
         return "UtcDateTime()"
+    if kind == "type" and isinstance(item, LongText | LongBlob):
+        autogen_context.imports.add("from sqlalchemy.dialects import mysql")
+        plain, native = ("Text", "LONGTEXT") if isinstance(item, LongText) else ("LargeBinary", "LONGBLOB")
+        return f"sa.{plain}().with_variant(mysql.{native}(), 'mysql', 'mariadb')"
     return False
 
 
@@ -37,6 +43,8 @@ def run() -> None:
 
 
 def migrate(connection) -> None:
+    for table in Base.metadata.tables.values():  # for migrations that are generated
+        table.dialect_kwargs.update(TABLE)
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 from ..core.schedule import TZDATA_VERSION
 from ..core.workers import WorkerState
 from ..services.registry import VERSION
-from ..store import figures
+from ..store import db, figures
 from ..views import workers
 from . import errors
 from .bodies import read_query
@@ -67,7 +67,7 @@ class _Scrape(Collector):
         yield InfoMetricFamily(
             "kytecron",
             "What answers",
-            {"version": VERSION, "tzdata": TZDATA_VERSION, "database": _dialect(call)},
+            {"version": VERSION, "tzdata": TZDATA_VERSION, "database": db.kind(call.session)},
         )
         yield from _jobs(vitals)
         yield from _executions(vitals, today)
@@ -190,7 +190,3 @@ def _by(name: str, text: str, label: str, values: dict[str, int]) -> Metric:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
-
-
-def _dialect(call: Call) -> str:
-    return call.session.get_bind().dialect.name

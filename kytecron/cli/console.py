@@ -13,14 +13,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import pydantic_core
 from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -34,6 +31,10 @@ from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
 from ..store.keyset import Page
 from ..store.queries import LARGEST_ID, MAX_LIMIT
 from .installation import Installation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -226,6 +227,9 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     if not on_terminal():
         _plain_table(titles, cells)
         return
+    from rich.console import Console
+    from rich.table import Table
+
     drawn = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     needed = 0
     for place, title in enumerate(titles):
@@ -256,6 +260,8 @@ _COLOURS = {
 
 
 def _coloured(cell: str) -> Text:
+    from rich.text import Text
+
     return Text(cell, style=_COLOURS.get(cell, ""))
 
 
@@ -271,7 +277,7 @@ class Output:
     """Prints what a job prints, piece by piece: with its colours on a terminal, elsewhere as it is stored."""
 
     def __init__(self) -> None:
-        self._console = Console(soft_wrap=True) if on_terminal() else None
+        self._console = _terminal() if on_terminal() else None
         self._open = ""
         self._style = ""
         self._drawn = False
@@ -307,6 +313,12 @@ class Output:
             self._console.print(text, end="")
 
 
+def _terminal() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
 def print_output(text: str) -> None:
     """Print what a job printed, as a whole."""
     output = Output()
@@ -315,6 +327,8 @@ def print_output(text: str) -> None:
 
 
 def _styled(segments: list[ansi.Segment]) -> Text:
+    from rich.text import Text
+
     shown = Text()
     for classes, piece in segments:
         shown.append(piece, style=" ".join(_style(name) for name in classes.split()))

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
 from ..core.words import beside
-from ..services import audit, lifecycle, transfer, upcoming, why
+from ..services import audit, lifecycle, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
 from ..store import db as database
@@ -28,6 +28,9 @@ from . import console, shapes
 from .console import MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say, yes_option
 from .fields import code_options, given, job_options
 from .shapes import Shape
+
+if TYPE_CHECKING:
+    from ..services.transfer import Change
 
 WAIT_STEP = 0.1
 GOOD_ENDS = (Status.COMPLETED, Status.SKIPPED)
@@ -435,6 +438,8 @@ def backfill(job: str, start: datetime, end: datetime, dry_run: bool, as_json: b
 @json_option
 def export(names: tuple[str, ...], output: str, with_webhooks: bool, as_json: bool) -> None:
     """Write jobs to a YAML file, for git or another installation: these, or all."""
+    from ..services import transfer
+
     service = manager()
     ids = [service.find(name).id for name in names] or None
     document = transfer.export_jobs(console.database(), ids, webhooks=with_webhooks)
@@ -456,6 +461,8 @@ def export(names: tuple[str, ...], output: str, with_webhooks: bool, as_json: bo
 @json_option
 def import_file(file: str, dry_run: bool, message: str, as_json: bool) -> None:
     """Make and change jobs until they are as FILE has them; - reads it from input. Other jobs stay as they are."""
+    from ..services import transfer
+
     document = transfer.from_yaml(console.read_text(file, "file", transfer.MAX_BYTES))
     changes = transfer.import_jobs(console.database(), document, console.actor(), dry_run, message)
     if as_json:
@@ -471,7 +478,7 @@ def import_file(file: str, dry_run: bool, message: str, as_json: bool) -> None:
     say(f"{{create}} {done}, {{unchanged}} unchanged.".format(**counts))
 
 
-def _show_change(change: transfer.Change) -> None:
+def _show_change(change: Change) -> None:
     made = change.job_id is None
     lines = [f"+job {change.name!r}" if made else f" job {change.name!r} ({change.job_id})"]
     for name, sides in change.fields().items():

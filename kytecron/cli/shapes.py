@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import diff, preview
 from ..core.errors import Invalid
 from ..services import slots
 from ..services.jobs import configuration_of
-from ..services.transfer import Change
 from ..store import figures
 from ..store.models import (
     CronJob,
@@ -21,6 +20,9 @@ from ..store.models import (
     KyteCronJobVersion,
 )
 from ..store.queries import ExecutionDetail, ExecutionRow
+
+if TYPE_CHECKING:
+    from ..services.transfer import Change
 
 Shape = dict[str, Any]
 

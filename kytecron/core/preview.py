@@ -9,8 +9,6 @@ from functools import lru_cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
-from cron_descriptor import Options, get_description
-
 from kytecron.core.cron import Calendar, Step, parse_cron, steps
 from kytecron.core.schedule import Schedule, first_change, in_words, next_slot
 
@@ -75,6 +73,8 @@ def _describe_cron(expression: str) -> str:
     plain = f"At the times of the cron expression {expression}"
     if _misdescribed(cron.fields):
         return plain
+    from cron_descriptor import Options, get_description  # 10 ms, and many a process describes nothing
+
     try:
         words = get_description(
             " ".join(cron.fields).upper(), Options(use_24hour_time_format=True, locale_code="en_US")

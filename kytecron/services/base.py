@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from alembic.runtime.migration import MigrationContext
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ..config import Settings, default_settings
 from ..core.errors import Conflict
-from ..store import db, schema
+from ..store import db, dialects, schema
 from .audit import Actor
 
 log = logging.getLogger(__name__)
@@ -69,12 +68,12 @@ class Service:
 
 
 def open_database(settings: Settings) -> Engine:
-    """An engine on an up-to-date database. A new SQLite file gets its tables here, so that a first program runs.
+    """An engine on an up-to-date database. A new file gets its tables here, so that a first program runs.
 
     Raises Conflict, with the command to run, for any other database whose tables are not those of this version.
     """
     engine = db.make_engine(settings)
-    if _is_new_sqlite(engine):
+    if _is_new_file(engine):
         if not settings.says_where:
             log.warning(
                 "A new database: %s. Set KYTECRON_DATABASE_URL for another one", db.shown(settings.url)
@@ -86,9 +85,9 @@ def open_database(settings: Settings) -> Engine:
     return engine
 
 
-def _is_new_sqlite(engine: Engine) -> bool:
-    if engine.dialect.name != "sqlite":
+def _is_new_file(engine: Engine) -> bool:
+    if dialects.of_address(engine.url).file(engine.url) is None:
         return False
     with engine.connect() as connection:
         # The revision is written last: a file that another process is just migrating counts as new, and upgrade waits.
-        return MigrationContext.configure(connection).get_current_revision() is None
+        return schema.revision(connection) is None

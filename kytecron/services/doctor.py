@@ -20,8 +20,7 @@ from sqlalchemy.orm import Session
 from ..config import Settings, unknown_variables
 from ..core.errors import Conflict, Invalid
 from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
-from ..store import db, figures, locks, queries, schema
-from ..store.db import MYSQL_DIALECTS
+from ..store import db, dialects, figures, locks, queries, schema
 from ..store.models import CronWorkerRecord
 from . import lifecycle, probes, recount, registry, secrets, slots, upgrading
 from .audit import Actor
@@ -33,7 +32,6 @@ Verdict = Literal["ok", "warning", "problem", "fixed"]
 SKEW_TOLD = timedelta(seconds=1)
 """Leases and slots go by the database's clock. A machine's own is what its jobs see and what its logs say."""
 SKEW_BAD = timedelta(seconds=30)
-OLDEST = {"mysql": (5, 7), "mariadb": (10, 2)}
 MOST_REAPED = 100_000
 MOST_COMPARED = 200
 COMPARING_SECONDS = 5.0
@@ -106,9 +104,7 @@ def _variables() -> Iterator[Finding]:
 def _database(engine: Engine) -> Finding:
     try:
         with engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
-                return _sqlite(connection)
-            return _server(connection)
+            return _look_at(connection)
     except Exception as error:
         if not (isinstance(error, SQLAlchemyError) or db.is_outage(error)):
             raise
@@ -129,45 +125,21 @@ def _writes(engine: Engine, settings: Settings, *, with_database: bool) -> Itera
         yield Finding("writes", "ok", "The database and the directories of this machine take writes")
 
 
-def _sqlite(connection: sa.Connection) -> Finding:
-    version = connection.exec_driver_sql("SELECT sqlite_version()").scalar_one()
-    place = f"SQLite {version} in {connection.engine.url.database}"
-    damage = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
-    if damage != "ok":
-        return Finding("database", "problem", f"{place} is damaged: {damage}", "Restore it from a backup")
-    mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
-    if mode != "wal":
-        return Finding(
-            "database",
-            "warning",
-            f"{place} has no write-ahead log (journal mode {mode}): readers and writers wait for each other",
-            "Keep it on a local disk",
-        )
-    return Finding("database", "ok", f"{place}, for the processes of one machine")
+def _look_at(connection: sa.Connection) -> Finding:
+    about, version = dialects.of(connection), dialects.version_of(connection)
+    kind = f"{about.title} {_dotted(version)}"
+    if version < about.oldest:
+        advice = f"Use {about.title} {_dotted(about.oldest)} or newer"
+        return Finding("database", "problem", f"{kind} is too old", advice)
+    health = about.look(connection, kind)
+    if not health.problem:
+        return Finding("database", "ok", health.place)
+    verdict: Verdict = "warning" if health.usable else "problem"
+    return Finding("database", verdict, f"{health.place}: {health.problem}", health.advice)
 
 
-def _server(connection: sa.Connection) -> Finding:
-    dialect: Any = connection.dialect
-    kind = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-    version = tuple(part for part in dialect.server_version_info if isinstance(part, int))
-    words = {"mariadb": "MariaDB", "mysql": "MySQL", "postgresql": "PostgreSQL"}
-    place = (
-        f"{words.get(kind, kind)} {'.'.join(map(str, version))} at {connection.engine.url.host or 'a socket'}"
-    )
-    oldest = OLDEST.get(kind)
-    if oldest and version < oldest:
-        wanted = ".".join(map(str, oldest))
-        return Finding("database", "problem", f"{place} is too old", f"Use {words[kind]} {wanted} or newer")
-    if dialect.name in MYSQL_DIALECTS:
-        engine = connection.exec_driver_sql(
-            "SELECT count(*) FROM information_schema.tables WHERE table_schema = database() AND engine <> 'InnoDB'"
-        ).scalar_one()
-        if engine:
-            advice = "Convert them: ALTER TABLE ... ENGINE = InnoDB"
-            return Finding(
-                "database", "problem", f"{place}: {_number(engine, 'table')} without transactions", advice
-            )
-    return Finding("database", "ok", place)
+def _dotted(version: dialects.Version) -> str:
+    return ".".join(map(str, version))
 
 
 def _migrations(engine: Engine, settings: Settings, fix: bool) -> Iterator[Finding]:

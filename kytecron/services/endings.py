@@ -21,8 +21,9 @@ from ..core import retry
 from ..core.dependencies import Ready, Skip, Waiting
 from ..core.states import UNSUCCESSFUL, Origin, Outcome, Status
 from ..core.statistics import bucket
-from ..store import claims, db
+from ..store import claims, db, dialects
 from ..store.claims import JOB
+from ..store.dialects import Dialect
 from ..store.models import CronJobDailyStat
 from ..store.prepared import Prepared, values_of
 from . import audit, notify, slots
@@ -379,19 +380,11 @@ _STATS_OF_DAY = Prepared(
 
 
 @lru_cache(maxsize=4)
-def _put_stats(dialect: str) -> Prepared:
+def _put_stats(on: Dialect) -> Prepared:
     """A day's row with these values, whether it was there or not."""
-    insertion = db.insertion(STAT, dialect).values(values_of(STAT, [column.name for column in STAT.c]))
     counts = [column.name for column in STAT.c if not column.primary_key]
-    if dialect in db.MYSQL_DIALECTS:
-        return Prepared(
-            insertion.on_duplicate_key_update({name: insertion.inserted[name] for name in counts})
-        )
-    return Prepared(
-        insertion.on_conflict_do_update(
-            index_elements=list(STAT.primary_key), set_={name: insertion.excluded[name] for name in counts}
-        )
-    )
+    every = values_of(STAT, [column.name for column in STAT.c])
+    return Prepared(on.insert_or_change(STAT, every, lambda new: {name: new[name] for name in counts}))
 
 
 def roll_up(
@@ -409,7 +402,7 @@ def roll_up(
         {"cron_job": job_id, "day": day, **_added(known.get(job_id), counts, durations)}
         for job_id, (counts, durations) in endings.items()
     ]
-    _put_stats(db.connection(session).dialect.name).run_many(session, rows)
+    _put_stats(dialects.of(session)).run_many(session, rows)
 
 
 def _added(row: Any, counts: Mapping[str, int], durations: Sequence[int]) -> dict[str, Any]:

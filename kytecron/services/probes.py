@@ -15,7 +15,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..config import Settings
-from ..store import db
+from ..store import db, dialects
 from ..store.models import CronThrottle
 
 WRITTEN_BYTES = 256 * 1024
@@ -41,8 +41,8 @@ def _directories(settings: Settings) -> dict[str, Path]:
     """Where this installation writes on this machine, each place once, with what it is."""
     found = {"The instance directory": settings.instance_path}
     url = make_url(settings.url)
-    if url.get_backend_name() == "sqlite" and url.database:
-        directory = Path(url.database).resolve().parent
+    if file := dialects.of_address(url).file(url):
+        directory = file.resolve().parent
         if directory != settings.instance_path.resolve():
             found["The directory of the database"] = directory
     jobs = settings.instance_path / "jobs"
@@ -87,29 +87,24 @@ def database_problem(engine: Engine) -> str:
     try:
         with engine.connect() as connection:
             connected = True
-            _hurry(connection, LOCK_WAIT_SECONDS)
+            # Servers are asked to pass over a locked row.
+            hurry = dialects.of(connection).hurry
+            hurry(connection, LOCK_WAIT_SECONDS)
             try:
                 _write(connection)
             finally:
-                _hurry(connection, db.STATEMENT_SECONDS * 2 / 3)
+                hurry(connection, db.STATEMENT_SECONDS * 2 / 3)
     except IntegrityError:
         return ""  # somebody else has just written the same row
     except Exception as error:
         if not isinstance(error, SQLAlchemyError) and not db.is_outage(error):
             raise
-        if db.is_row_conflict(error) or "database is locked" in db.cause(error):
+        if db.is_row_conflict(error) or db.is_busy(error):
             return ""
         if not connected or (isinstance(error, DBAPIError) and error.connection_invalidated):
             return db.trouble(error)
         return f"The database takes no writes: {db.cause(error)}"
     return ""
-
-
-def _hurry(connection: sa.Connection, seconds: float) -> None:
-    """SQLite waits for writers as long as its connection says; servers are asked to pass over a locked row."""
-    if connection.dialect.name == "sqlite" and not connection.invalidated:
-        raw: Any = connection.connection
-        raw.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
 
 
 def _write(connection: sa.Connection) -> None:

@@ -30,6 +30,7 @@ from ..core.schedule import Schedule, next_slot
 from ..core.untrusted import MAX_TOLD, first_repeated
 from ..store import db
 from ..store.db import transactional
+from ..store.dialects import AT_ONCE
 from ..store.models import CronJob, CronJobDependency, KyteCronJobVersion, KyteCronJobVersionContent
 from . import audit, checking, jobs, versions
 from .audit import Actor
@@ -40,7 +41,6 @@ FORMAT = 1
 MAX_JOBS = 5_000
 STAYS = ("enabled", "slack_webhook")
 """What an existing job keeps where a file says nothing about it."""
-BATCH = 500
 CHECK_SECONDS = 30.0
 """For the code of all jobs of a file together."""
 STEP = 25
@@ -453,7 +453,7 @@ def _living(session: Session, names: Iterable[str]) -> dict[str, int]:
     return {job.name: job.id for job in _named(session, names)}
 
 
-def _batches(items: Sequence[Any], size: int = BATCH) -> Iterator[Sequence[Any]]:
+def _batches(items: Sequence[Any], size: int = AT_ONCE) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

@@ -23,8 +23,9 @@ from ..core import diff, source
 from ..core.errors import Conflict, Invalid, NotFound, Unreadable
 from ..core.states import ACTIVE
 from ..core.untrusted import name_problem
-from ..store import db
+from ..store import db, dialects
 from ..store.db import transactional
+from ..store.dialects import AT_ONCE
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion, KyteCronJobVersionContent
 from . import audit, checking
 from .audit import Actor
@@ -35,8 +36,6 @@ VERSION: Any = KyteCronJobVersion.__table__
 
 MAX_MESSAGE = 500
 MAX_PAGE = 200
-BATCH = 500
-"""Rows named in one statement: SQLite bounds the parameters of one."""
 LARGEST_ID = 2**63 - 1
 LARGEST_CONTENT = 16_000_000
 """Bytes that stored source may unpack to: more than code was ever allowed to have."""
@@ -432,8 +431,8 @@ def prune(session: Session, actor: Actor, job_id: int, keep: int) -> int:
         .offset(keep)
     )
     doomed = [row for row in older if row.version_number not in wanted]
-    for start in range(0, len(doomed), BATCH):
-        ids = [row.id for row in doomed[start : start + BATCH]]
+    for start in range(0, len(doomed), AT_ONCE):
+        ids = [row.id for row in doomed[start : start + AT_ONCE]]
         session.execute(sa.delete(KyteCronJobVersion).where(KyteCronJobVersion.id.in_(ids)))
     _let_go(session, Counter(row.content_hash for row in doomed))
     if doomed:
@@ -532,12 +531,7 @@ def _insert_or_count(session: Session, values: Mapping[str, Any]) -> None:
     transaction, and what is reported then is the missing savepoint.
     """
     one_more = {"reference_count": CONTENT.c.reference_count + 1}
-    dialect = session.get_bind().dialect.name
-    insertion = db.insertion(CONTENT, dialect).values(**values)
-    if dialect in db.MYSQL_DIALECTS:
-        session.execute(insertion.on_duplicate_key_update(one_more))
-    else:
-        session.execute(insertion.on_conflict_do_update(index_elements=["content_hash"], set_=one_more))
+    session.execute(dialects.of(session).insert_or_change(CONTENT, values, lambda _new: one_more))
 
 
 def _let_go(session: Session, references: Counter[str]) -> None:
@@ -549,10 +543,10 @@ def _let_go(session: Session, references: Counter[str]) -> None:
             .where(CONTENT.c.content_hash == digest)
             .values(reference_count=CONTENT.c.reference_count - references[digest])
         )
-    for start in range(0, len(hashes), BATCH):
+    for start in range(0, len(hashes), AT_ONCE):
         session.execute(
             sa.delete(CONTENT).where(
-                CONTENT.c.content_hash.in_(hashes[start : start + BATCH]),
+                CONTENT.c.content_hash.in_(hashes[start : start + AT_ONCE]),
                 CONTENT.c.reference_count <= 0,
                 # A count that somebody changed by hand must not make this fail on the foreign key.
                 ~sa.exists().where(VERSION.c.content_hash == CONTENT.c.content_hash),

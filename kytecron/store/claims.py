@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.expression import UnaryExpression
-from sqlalchemy.sql.operators import custom_op
 
 from ..core.states import Claim, Status, StopRequest
-from . import db
+from . import db, dialects
+from .dialects import Dialect
 from .models import (
     ENABLED,
     GOING_ON,
@@ -56,14 +55,13 @@ Row = Any
 IDS: Any = sa.bindparam("ids", expanding=True)
 
 
-def _clock(dialect: str) -> Any:
+def _clock(on: Dialect) -> Any:
     """The database's clock within a statement, which spares a statement that asks for it.
 
     Where a database has none it is the parameter `now`: see `db.now`.
     """
-    text = db.CLOCKS.get(dialect)
     kind = RUN.c.due_time.type
-    return sa.literal_column(text, kind) if text else sa.bindparam("now", type_=kind)
+    return sa.literal_column(on.clock, kind) if on.clock else sa.bindparam("now", type_=kind)
 
 
 def queue_time(due_time: datetime, priority: int) -> datetime:
@@ -107,7 +105,7 @@ def lock_due_jobs(session: Session, now: datetime, limit: int) -> list[Row]:
     """Lock enabled jobs whose next slot is due and return their ON_SCHEDULE, oldest first; rows another worker
     holds are passed over.
     """
-    query = _lock_due_jobs(db.supports_skip_locked(session))
+    query = _lock_due_jobs(dialects.of(session).skip_locked)
     return query.rows(session, {"now": now, "most": limit})
 
 
@@ -143,12 +141,12 @@ ON_COMPLETION = (
 
 
 @lru_cache(maxsize=8)
-def _lock_free_jobs(dialect: str, skip_locked: bool) -> Prepared:
+def _lock_free_jobs(on: Dialect) -> Prepared:
     return Prepared(
-        sa.select(*(JOB.c[name] for name in ON_COMPLETION), _clock(dialect).label("now"))
+        sa.select(*(JOB.c[name] for name in ON_COMPLETION), _clock(on).label("now"))
         .where(JOB.c.id.in_(IDS))
         .order_by(JOB.c.id)
-        .with_for_update(skip_locked=skip_locked)
+        .with_for_update(skip_locked=on.skip_locked)
     )
 
 
@@ -171,7 +169,7 @@ def lock_free_jobs(session: Session, job_ids: Iterable[int]) -> LockedJobs:
     ids = sorted(set(job_ids))
     if not ids:
         return LockedJobs({}, set(), None)
-    query = _lock_free_jobs(db.connection(session).dialect.name, db.supports_skip_locked(session))
+    query = _lock_free_jobs(dialects.of(session))
     jobs = {row.id: row for row in query.rows(session, {"ids": ids, "now": datetime.now(UTC)})}
     missing = [job_id for job_id in ids if job_id not in jobs]
     taken = set(session.scalars(sa.select(JOB.c.id).where(JOB.c.id.in_(missing)))) if missing else set()
@@ -206,7 +204,7 @@ def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:
         sa.select(JOB)
         .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
         .limit(limit)
-        .with_for_update(skip_locked=db.supports_skip_locked(session))
+        .with_for_update(skip_locked=dialects.of(session).skip_locked)
     )
     return session.execute(query).all()
 
@@ -252,17 +250,12 @@ def insert_slots(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _insert_or_keep(session: Session, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    _insertion(table, tuple(rows[0]), db.connection(session).dialect.name).run_many(session, rows)
+    _insertion(table, tuple(rows[0]), dialects.of(session)).run_many(session, rows)
 
 
 @lru_cache(maxsize=32)
-def _insertion(table: Any, columns: tuple[str, ...], dialect: str) -> Prepared:
-    # INSERT IGNORE would also swallow values that do not fit, so each database is told to ignore duplicates alone.
-    insertion = db.insertion(table, dialect).values(values_of(table, columns))
-    if dialect in db.MYSQL_DIALECTS:
-        key = next(iter(table.primary_key))
-        return Prepared(insertion.on_duplicate_key_update({key.name: key}))
-    return Prepared(insertion.on_conflict_do_nothing())
+def _insertion(table: Any, columns: tuple[str, ...], on: Dialect) -> Prepared:
+    return Prepared(on.insert_or_keep(table, values_of(table, columns)))
 
 
 def insert_run(session: Session, row: Mapping[str, Any]) -> int:
@@ -375,24 +368,20 @@ def take(
 
 
 @lru_cache(maxsize=8)
-def _due_runs(dialect: str, skip_locked: bool, passing_over: bool) -> Prepared:
-    due_time, now = RUN.c.due_time, _clock(dialect)
-    if dialect == "sqlite":
-        # A plus sign keeps SQLite from the index of due times, which would have it sort the whole backlog.
-        due_time = UnaryExpression(due_time, operator=custom_op("+"), type_=due_time.type)
+def _due_runs(on: Dialect, passing_over: bool) -> Prepared:
+    now = _clock(on)
+    # By the index of the queue: that of due times would have the whole backlog sorted.
+    query = on.with_index(sa.select(RUN.c.id, now.label("now")), RUN, "ix_CronJobExecution_queue")
     return Prepared(
-        sa.select(RUN.c.id, now.label("now"))
-        .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mysql")
-        .with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_queue)", "mariadb")
-        .where(
+        query.where(
             PENDING,
             RUN.c.worker_tag == sa.bindparam("tag"),
-            due_time <= now,
+            on.without_index(RUN.c.due_time) <= now,
             *_not_of(passing_over),
         )
         .order_by(RUN.c.queue_time)
         .limit(sa.bindparam("most"))
-        .with_for_update(skip_locked=skip_locked)
+        .with_for_update(skip_locked=on.skip_locked)
     )
 
 
@@ -416,8 +405,7 @@ def _lock_due(
     transaction, and at READ COMMITTED then sees what that one left.
     One query per tag: a query over several tags would sort, and a sorting one locks every due row it reads.
     """
-    skip_locked = db.supports_skip_locked(session)
-    query = _due_runs(db.connection(session).dialect.name, skip_locked, bool(without))
+    query = _due_runs(dialects.of(session), bool(without))
     others = {"ids": _few_lengths(without)} if without else {}
     ids: list[int] = []
     now = datetime.now(UTC)
@@ -512,7 +500,7 @@ def extend(
         unended = row.locked_until is not None and row.locked_until > now
         return _holds(wanted[row.id], row) and (unended or row.id in revivable)
 
-    query = _LOCK_FREE_HOLDERS if db.supports_skip_locked(session) else _LOCK_HOLDERS
+    query = _LOCK_FREE_HOLDERS if dialects.of(session).skip_locked else _LOCK_HOLDERS
     rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
     renewed = [row for row in rows.values() if alive(row)]
     _write_fenced(session, [(row, {"locked_until": until}) for row in renewed])
@@ -570,7 +558,7 @@ def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Ro
     wanted = {claim.execution_id: claim for claim in claims}
     if not wanted:
         return {}, set()
-    query = _LOCK_FREE_HELD if db.supports_skip_locked(session) else _LOCK_HELD
+    query = _LOCK_FREE_HELD if dialects.of(session).skip_locked else _LOCK_HELD
     rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
     held = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
     missing = wanted.keys() - rows.keys()
@@ -720,18 +708,16 @@ def note_progress(session: Session, row: Row, values: Mapping[str, Any]) -> None
 
 
 @lru_cache(maxsize=32)
-def _next_instants(dialect: str, counts: bool, tags: int, passing_over: bool) -> Prepared:
-    now, tag = _clock(dialect), RUN.c.worker_tag
-    if dialect == "sqlite":
-        # A plus sign keeps SQLite from the index of the queue, which would have it sort all that wait.
-        tag = UnaryExpression(tag, operator=custom_op("+"), type_=tag.type)
-    runs = sa.select(RUN.c.due_time).where(
+def _next_instants(on: Dialect, counts: bool, tags: int, passing_over: bool) -> Prepared:
+    now = _clock(on)
+    # By the index of due times: that of the queue would have all sorted that wait.
+    runs = on.with_index(sa.select(RUN.c.due_time), RUN, "ix_CronJobExecution_due").where(
         PENDING,
-        tag.in_([sa.bindparam(f"tag{number}", type_=RUN.c.worker_tag.type) for number in range(tags)]),
+        on.without_index(RUN.c.worker_tag).in_(
+            [sa.bindparam(f"tag{number}", type_=RUN.c.worker_tag.type) for number in range(tags)]
+        ),
         *_not_of(passing_over),
     )
-    for name in db.MYSQL_DIALECTS:
-        runs = runs.with_hint(RUN, "FORCE INDEX (ix_CronJobExecution_due)", name)
     first = runs.where(RUN.c.due_time.is_not(None)).order_by(RUN.c.due_time).limit(1)
     slots = sa.select(sa.func.min(JOB.c.next_run_time)).where(ENABLED)
     columns = [
@@ -764,7 +750,7 @@ def next_instants(
     first rows of indexes; runs for other workers that are due earlier are passed over within the index.
     """
     counts, wanted = most > 1, ["", *sorted(tags)]
-    query = _next_instants(db.connection(at).dialect.name, counts, len(wanted), bool(without))
+    query = _next_instants(dialects.of(at), counts, len(wanted), bool(without))
     given: dict[str, Any] = {"now": datetime.now(UTC), "most": most}
     given |= {f"tag{number}": tag for number, tag in enumerate(wanted)}
     (row,) = query.rows(at, given | ({"ids": _few_lengths(without)} if without else {}))
@@ -793,8 +779,8 @@ _HOLDERS_OF_ALL = Prepared(
 
 
 @lru_cache(maxsize=4)
-def _oddities(dialect: str) -> Prepared:
-    now = _clock(dialect)
+def _oddities(on: Dialect) -> Prepared:
+    now = _clock(on)
     held = sa.exists().where(PENDING, RUN.c.due_time.is_(None))
     unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
     unsent = sa.exists().where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= now)
@@ -805,7 +791,7 @@ def _oddities(dialect: str) -> Prepared:
 
 def irregularities(at: db.At) -> Irregularities:
     """Whether leases have ended, runs are held, jobs lack a slot, messages are due; and who holds what runs."""
-    (found,) = _oddities(db.connection(at).dialect.name).rows(at, {"now": datetime.now(UTC)})
+    (found,) = _oddities(dialects.of(at)).rows(at, {"now": datetime.now(UTC)})
     running = _HOLDERS_OF_ALL.rows(at)
     return Irregularities(
         expired=any(row.until is not None and row.until < found.now for row in running),

@@ -1,14 +1,12 @@
-"""Engines, transactions, the database's clock. What differs between databases is explained where it stands."""
+"""Engines, transactions, the database's clock. What differs between databases stands in `dialects`."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
-import math
 import os
 import random
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +14,6 @@ from datetime import UTC, datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.mysql import insert as mysql_insert
-from sqlalchemy.dialects.postgresql import insert as postgres_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,6 +21,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ..config import Settings
 from ..core.errors import Invalid
+from . import dialects
+from .dialects import WRITING, Fault
 
 log = logging.getLogger(__name__)
 
@@ -41,30 +38,7 @@ RETRY_SECONDS = 8.0
 """Whoever has waited this long for locks gets the error: a worker has other duties, such as renewing leases."""
 RECONNECT_SECONDS = 1.0
 """A connection that was closed is replaced at once; one that timed out says that the database is away."""
-WRITE_AHEAD_SECONDS = 10.0
-"""How long a connection to a new SQLite file waits for the others that are new there, too."""
-WRITING = "kytecron.writing"
 CONNECTION = "kytecron.connection"
-USED_AT = "kytecron.used_at"
-SILENCE_SECONDS = 1.0
-"""A connection that nobody used for so long is asked whether it is alive before it is used again."""
-MYSQL_DIALECTS = ("mysql", "mariadb")
-CLOCKS = {
-    "mysql": "UTC_TIMESTAMP(6)",
-    "mariadb": "UTC_TIMESTAMP(6)",
-    "postgresql": "clock_timestamp() AT TIME ZONE 'UTC'",
-}
-"""How databases that have a clock of their own tell it: see `now`."""
-# Deadlock, lock wait timeout, record changed since read (innodb_snapshot_isolation).
-MYSQL_RETRYABLE: set[int | str | None] = {1213, 1205, 1020}
-POSTGRES_RETRYABLE: set[int | str | None] = {"40001", "40P01"}
-REFUSED: set[int | str | None] = {1044, 1045, 1698, "28000", "28P01"}
-"""What databases call a user or a password that they do not let in; the next, a database that is not there."""
-NO_DATABASE: set[int | str | None] = {1049, "3D000"}
-NO_ROOM: set[int | str | None] = {3, 1021, 1026, 1030, 1114, "53100"}
-NO_SUCH_TABLE: set[int | str | None] = {1146, "42P01"}
-NO_SUCH_COLUMN: set[int | str | None] = {1054, "42703"}
-DRIVERS = {"sqlite3", "pymysql", "psycopg"}
 
 
 class CommitUnknown(Exception):
@@ -81,36 +55,17 @@ def engine_options(
     for a URL that is none or has no driver here.
     """
     parsed = _parsed(url)
-    if parsed.get_backend_name() == "sqlite":
-        return {
-            "connect_args": {"timeout": statement_seconds * 2 / 3, "check_same_thread": False},
-            "json_deserializer": _read_json,
-        }
-    options: dict[str, Any] = {
-        "json_deserializer": _read_json,
-        "isolation_level": "READ COMMITTED",
-        "pool_recycle": 1800,
-        "pool_size": 10,
-        "max_overflow": 20,
-    }
-    if parsed.get_backend_name() in MYSQL_DIALECTS:
-        options["connect_args"] = {
-            "charset": "utf8mb4",
-            "connect_timeout": statement_seconds / 3,
-            "read_timeout": statement_seconds,
-            "write_timeout": statement_seconds,
-            "init_command": "SET time_zone = '+00:00', "
-            f"innodb_lock_wait_timeout = {max(1, int(statement_seconds / 3))}" + _idle_limit(idle_seconds),
-            **_tls(parsed),
-        }
-    return options
+    chosen = dialects.of_address(parsed).options(parsed, statement_seconds, idle_seconds)
+    return {"json_deserializer": _read_json, **chosen}
 
 
 def _parsed(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
+        dialects.of_address(parsed)
         parsed.get_dialect().import_dbapi()
-    except (ArgumentError, ImportError, ValueError) as error:  # the last for a port that is no number
+    # ValueError: a port that is no number
+    except (ArgumentError, ImportError, LookupError, ValueError) as error:
         raise Invalid(
             {
                 "KYTECRON_DATABASE_URL": f"KYTECRON_DATABASE_URL cannot be used: {error}. Write an SQLAlchemy URL "
@@ -131,84 +86,10 @@ def _read_json(text: str) -> Any:
         return text
 
 
-def _idle_limit(seconds: float | None) -> str:
-    """A process stopped or cut off inside a transaction would keep its locks until TCP gives up, hours later.
-
-    In comments that MariaDB alone and MySQL alone execute; MySQL knows a limit for any silence only.
-    """
-    if seconds is None:
-        return ""
-    limit = math.ceil(seconds)
-    return f" /*M!100300 , idle_transaction_timeout = {limit} */ /*!50700 , wait_timeout = {limit} */"
-
-
-def _tls(url: URL) -> dict[str, Any]:
-    """PyMySQL builds a TLS context for every connection (50-130 ms): done without on this machine only.
-
-    Giving it one shared context would make TLS compulsory; elsewhere the pool keeps new connections rare.
-    """
-    if not any(key.startswith("ssl") for key in url.query) and (
-        url.host in (None, "localhost", "127.0.0.1", "::1") or "unix_socket" in url.query
-    ):
-        return {"ssl_disabled": True}
-    return {}
-
-
 def configure(engine: Engine) -> Engine:
     """Attach what an engine needs beyond its options. Call once for each engine."""
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _sqlite_connect)
-        sa.event.listen(engine, "begin", _sqlite_begin)
-    else:
-        sa.event.listen(engine, "checkin", _note_use)
-        sa.event.listen(engine, "checkout", functools.partial(_ping_after_silence, engine.dialect))
+    dialects.of_address(engine.url).prepare(engine)
     return engine
-
-
-def _note_use(_connection: Any, record: Any) -> None:
-    record.info[USED_AT] = time.monotonic()
-
-
-def _ping_after_silence(dialect: Any, connection: Any, record: Any, _proxy: Any) -> None:
-    """The pool's own `pre_ping` asks before every transaction, and a busy worker has hundreds a second."""
-    if time.monotonic() - record.info.get(USED_AT, math.inf) < SILENCE_SECONDS:
-        return
-    try:
-        alive = dialect.do_ping(connection)
-    except (dialect.dbapi.Error, OSError):
-        alive = False
-    if not alive:
-        raise sa.exc.DisconnectionError  # the pool makes a new one
-
-
-def _sqlite_connect(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver must not begin transactions of its own
-    _write_ahead(connection)
-    for pragma in ("synchronous=NORMAL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _write_ahead(connection: Any) -> None:
-    """Choose the write-ahead log; only the first connection to a new file has to change anything.
-
-    SQLite refuses that at once, whatever the timeout, while another process writes, such as one that is the first, too.
-    """
-    deadline = time.monotonic() + WRITE_AHEAD_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(random.uniform(0.005, 0.02))
-
-
-def _sqlite_begin(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later fails when another wrote in between (418 of 600 in a
-    # measurement); one that takes the write lock at once waits its turn instead (0 of 600).
-    writing = connection.get_execution_options().get(WRITING)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
 
 def make_engine(
@@ -223,7 +104,7 @@ def make_engine(
     Raises Invalid for a URL that is none, and for a directory that cannot be used.
     """
     url = _parsed(settings.url)
-    if url.get_backend_name() == "sqlite" and url.database:
+    if dialects.of_address(url).file(url):
         settings.make_instance_directory()
     chosen = engine_options(url, statement_seconds, idle_seconds) | options
     return configure(sa.create_engine(url, **chosen))
@@ -241,14 +122,11 @@ def patient(engine: Engine, statement_seconds: float, lock_seconds: float) -> En
 
     The same engine for a database in memory, which nobody else sees.
     """
-    if engine.dialect.name == "sqlite" and not engine.url.database:
+    about = dialects.of_address(engine.url)
+    if not about.is_shared(engine.url):
         return engine
     options = engine_options(engine.url, statement_seconds)
-    if engine.dialect.name == "sqlite":
-        options["connect_args"]["timeout"] = lock_seconds
-    elif engine.dialect.name in MYSQL_DIALECTS:
-        # Else a table that somebody reads for long would be waited for, and everybody else would wait behind that.
-        options["connect_args"]["init_command"] += f", lock_wait_timeout = {int(lock_seconds)}"
+    about.be_patient(options, lock_seconds)
     return configure(sa.create_engine(engine.url, **options))
 
 
@@ -261,33 +139,30 @@ def cause(error: BaseException) -> str:
 def trouble(error: BaseException) -> str:
     """A sentence for somebody who wanted the database and got `error`."""
     said = cause(error)
-    if code_of(error) in REFUSED:
-        return f"The database refuses this user or password: {said}"
-    if code_of(error) in NO_DATABASE:
-        return f"The database does not exist: {said}. Create it, or check KYTECRON_DATABASE_URL"
-    if "file is not a database" in said:
-        return "The file is not an SQLite database. Check KYTECRON_DATABASE_URL"
-    return f"The database does not answer: {said}"
+    match fault_of(error):
+        case Fault.REFUSED:
+            return f"The database refuses this user or password: {said}"
+        case Fault.NO_DATABASE:
+            return f"The database does not exist: {said}. Create it, or check KYTECRON_DATABASE_URL"
+        case Fault.NOT_A_DATABASE:
+            return "The file is not an SQLite database. Check KYTECRON_DATABASE_URL"
+        case _:
+            return f"The database does not answer: {said}"
 
 
 def says_no(error: BaseException) -> bool:
     """Whether the database is there and does not let this process in: waiting will not help."""
-    return code_of(error) in REFUSED | NO_DATABASE or "file is not a database" in cause(error)
+    return fault_of(error) in (Fault.REFUSED, Fault.NO_DATABASE, Fault.NOT_A_DATABASE)
 
 
-def code_of(error: BaseException) -> int | str | None:
-    """What the database calls an error: MySQL's and MariaDB's number, PostgreSQL's SQLSTATE."""
-    original = getattr(error, "orig", None) or error
-    if not _is_drivers(original):
-        return None
-    if original.args and isinstance(original.args[0], int):
-        return original.args[0]  # more exact than the SQLSTATE that PyMySQL has, too
-    state: str | None = getattr(original, "sqlstate", None)
-    return state
+def fault_of(error: BaseException) -> Fault | None:
+    """What is wrong, by what the driver raised; None for what need not be told apart."""
+    return dialects.fault_of(_original(error))
 
 
-def _is_drivers(error: BaseException) -> bool:
-    return any(kind.__module__.partition(".")[0] in DRIVERS for kind in type(error).__mro__)
+def _original(error: BaseException) -> BaseException:
+    """What the driver raised, where SQLAlchemy passes it on."""
+    return getattr(error, "orig", None) or error
 
 
 def is_outage(error: BaseException) -> bool:
@@ -298,29 +173,25 @@ def is_outage(error: BaseException) -> bool:
     """
     if isinstance(error, (CommitUnknown, OSError, PoolTimeout)):
         return True
-    original = getattr(error, "orig", None) or error
-    if not _is_drivers(original) or is_row_conflict(error) or is_missing(error):
+    if not dialects.is_drivers(_original(error)) or is_row_conflict(error) or is_missing(error):
         return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    named = type(original).__name__
-    return (
-        named in ("OperationalError", "InterfaceError")
-        or code_of(error) in NO_ROOM
-        or (
-            named == "InternalError" and "sequence" in cause(error)
-        )  # PyMySQL's word for a garbled connection
+    named = type(_original(error)).__name__
+    return named in ("OperationalError", "InterfaceError") or fault_of(error) in (
+        Fault.NO_ROOM,
+        Fault.GARBLED,
     )
 
 
 def is_missing(error: BaseException) -> bool:
     """Whether a table or a column is not there: the schema is another one than was expected."""
-    return code_of(error) in NO_SUCH_TABLE | NO_SUCH_COLUMN or "no such " in cause(error)
+    return fault_of(error) in (Fault.NO_TABLE, Fault.NO_COLUMN)
 
 
 def is_missing_table(error: BaseException) -> bool:
     """Whether a table is not there."""
-    return code_of(error) in NO_SUCH_TABLE or "no such table" in cause(error)
+    return fault_of(error) is Fault.NO_TABLE
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
@@ -389,7 +260,7 @@ def give_up(session: Session) -> None:
 @contextmanager
 def driver_errors_named(bind: Engine | sa.Connection) -> Iterator[None]:
     """Raise as SQLAlchemy's what the driver raises past it, as it does while a connection is opened or configured."""
-    dialect: Any = bind.dialect
+    dialect = dialects.driver(bind)
     try:
         yield
     except dialect.dbapi.Error as error:
@@ -415,7 +286,7 @@ def execute(
 
     Raises what SQLAlchemy would: a DBAPIError that knows whether the connection is lost.
     """
-    dialect: Any = connection.dialect
+    dialect = dialects.driver(connection)
     raw = connection.connection
     try:
         cursor = raw.cursor()
@@ -471,8 +342,7 @@ class Onlooker:
         if self._connection is None:
             with driver_errors_named(self._engine):
                 self._connection = self._engine.connect()
-                # SQLite's driver was told not to begin transactions of its own: see `_sqlite_connect`.
-                if self._engine.dialect.name != "sqlite":
+                if dialects.of(self._connection).autocommit:
                     self._connection.execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
 
@@ -490,23 +360,28 @@ def _retryable(error: DBAPIError, waited: float) -> bool:
     """Whether the whole transaction surely did not happen and may well succeed the next time."""
     if error.connection_invalidated:
         return waited < RECONNECT_SECONDS  # before COMMIT: see _commit
-    return waited < RETRY_SECONDS and (is_row_conflict(error) or "database is locked" in str(error.orig))
+    return waited < RETRY_SECONDS and fault_of(error) in (Fault.CONFLICT, Fault.BUSY)
 
 
 def is_row_conflict(error: BaseException) -> bool:
     """Whether a deadlock or somebody's lock on a row stopped this transaction. The database itself is well."""
-    return code_of(error) in MYSQL_RETRYABLE | POSTGRES_RETRYABLE
+    return fault_of(error) is Fault.CONFLICT
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether somebody else has the whole database for the moment."""
+    return fault_of(error) is Fault.BUSY
 
 
 def files_of(engine: Engine) -> tuple[int | None, ...]:
-    """What the files of an SQLite database are now: they differ once somebody has put others in their place.
+    """What the files of a database that is one are now: they differ once somebody has put others in their place.
 
     An open connection goes on with the files that it opened, whatever stands under their names.
     """
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path or path == ":memory:":
+    file = dialects.of_address(engine.url).file(engine.url)
+    if file is None:
         return ()
-    return tuple(_inode(f"{path}{suffix}") for suffix in ("", "-wal"))
+    return tuple(_inode(f"{file}{suffix}") for suffix in ("", "-wal"))
 
 
 def _inode(path: str) -> int | None:
@@ -517,12 +392,9 @@ def _inode(path: str) -> int | None:
 
 
 def now(at: At) -> datetime:
-    """The database's clock, aware UTC: the one clock that all workers share.
-
-    SQLite has no server; its clock is this machine's, which all its users share.
-    """
+    """The database's clock, aware UTC: the one clock that all workers share."""
     on = connection(at)
-    clock = CLOCKS.get(on.dialect.name)
+    clock = dialects.of(on).clock
     if clock is None:
         return datetime.now(UTC)
     (record,), _ = execute(on, f"SELECT {clock}", ())
@@ -530,23 +402,11 @@ def now(at: At) -> datetime:
     return moment
 
 
-def insertion(table: Any, dialect: str) -> Any:
-    """An INSERT that can be told what to do about a row that is there already; each database says it differently."""
-    if dialect in MYSQL_DIALECTS:
-        return mysql_insert(table)
-    return sqlite_insert(table) if dialect == "sqlite" else postgres_insert(table)
+def kind(at: At) -> str:
+    """Which kind of database this is, as figures have it: sqlite, mysql, mariadb."""
+    return dialects.of(at).name
 
 
 def hits(session: Session, statement: sa.Update | sa.Delete) -> int:
     """Run a guarded UPDATE or DELETE and return how many rows its WHERE found."""
     return int(session.execute(statement).rowcount)  # type: ignore[attr-defined]
-
-
-def supports_skip_locked(session: Session) -> bool:
-    """MySQL from 8.0.1, MariaDB from 10.6, PostgreSQL. The portable path serves the others."""
-    dialect: Any = connection(session).dialect
-    if dialect.name == "postgresql":
-        return True
-    if dialect.name not in MYSQL_DIALECTS:
-        return False
-    return bool(dialect.server_version_info >= ((10, 6) if dialect.is_mariadb else (8, 0, 1)))

@@ -2,7 +2,7 @@
 
 Names of tables and columns that the seed system has are kept. Times are UTC with microseconds. Every
 configuration column has a server default, so that a row inserted by hand in SQL is a working job.
-Names compare byte by byte on every database (utf8mb4_bin), so that one dialect does not forbid what another allows.
+Names compare byte by byte on every database, so that one does not forbid what another allows.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.sql.functions import FunctionElement
 
 from ..core.states import Origin, Status
+from . import dialects
+from .dialects import Id, Rare
 
 
 class Base(DeclarativeBase):
@@ -39,9 +38,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        if dialect.name in ("mysql", "mariadb"):
-            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
-        return dialect.type_descriptor(sa.DateTime())
+        return dialect.type_descriptor(dialects.of_type(dialect).moment())
 
     def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         if value is None:
@@ -54,10 +51,24 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-LongText = sa.Text().with_variant(mysql.LONGTEXT, "mysql", "mariadb")
-LongBlob = sa.LargeBinary().with_variant(mysql.LONGBLOB, "mysql", "mariadb")
-MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+class LongText(sa.types.TypeDecorator[str]):
+    """Text of any length."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(dialects.of_type(dialect).long_text())
+
+
+class LongBlob(sa.types.TypeDecorator[bytes]):
+    """Bytes of any length."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(dialects.of_type(dialect).long_bytes())
 
 
 def _id() -> Mapped[int]:
@@ -186,7 +197,6 @@ class CronJob(Base):
     __table_args__ = (
         sa.UniqueConstraint("name", "deleted_id"),
         sa.Index("ix_CronJob_due", "enabled", "next_run_time"),
-        MYSQL,
     )
 
 
@@ -206,8 +216,6 @@ class CronJobDependency(Base):
     parent: Mapped[int] = mapped_column(
         Id, sa.ForeignKey("CronJob.id"), primary_key=True, autoincrement=False, index=True
     )
-
-    __table_args__ = (MYSQL,)
 
 
 class CronJobExecution(Base):
@@ -293,30 +301,7 @@ class CronJobExecution(Base):
         sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
         sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
         sa.Index("ix_CronJobExecution_job", "cron_job"),
-        MYSQL,
     )
-
-
-class Rare(FunctionElement[Any]):
-    """A condition that few rows meet, whatever the database has counted.
-
-    Once SQLite has statistics, and all runs it counted had ended, it takes every status for one that all rows have: it
-    would walk the whole ledger for the runs that go on, for a list's order above all.
-    """
-
-    type = sa.types.NullType()  # of a Boolean SQLite would be asked whether it is 1, and use no index
-    name = "rare"
-    inherit_cache = True
-
-
-@compiles(Rare)
-def _plain(element: Rare, compiler: Any, **options: Any) -> str:
-    return str(compiler.process(element.clauses, **options))
-
-
-@compiles(Rare, "sqlite")
-def _likelihood(element: Rare, compiler: Any, **options: Any) -> str:
-    return f"likelihood({compiler.process(element.clauses, **options)}, 0.000001)"
 
 
 _STATUS: Any = CronJobExecution.__table__.c.status
@@ -336,8 +321,6 @@ class CronJobOutput(Base):
     text: Mapped[str] = mapped_column(LongText)
     is_tail: Mapped[bool] = _flag(False)
     """Shown while the run goes on; replaced by the true last half when it ends."""
-
-    __table_args__ = (MYSQL,)
 
 
 class CronJobDailyStat(Base):
@@ -373,7 +356,6 @@ class CronJobDailyStat(Base):
             *("day", "completed", "failed", "timeout", "lost", "cancelled", "skipped", "duration_ms"),
             *("retried_failed", "retried_timeout", "retried_lost", "recovered"),
         ),
-        MYSQL,
     )
 
 
@@ -390,7 +372,7 @@ class KyteCronJobVersionContent(Base):
     """Always the number of versions that point here."""
     created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    __table_args__ = (sa.Index("ix_KyteCronJobVersionContent_references", "reference_count"), MYSQL)
+    __table_args__ = (sa.Index("ix_KyteCronJobVersionContent_references", "reference_count"),)
 
 
 class KyteCronJobVersion(Base):
@@ -415,7 +397,7 @@ class KyteCronJobVersion(Base):
     created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     created_by: Mapped[str | None] = mapped_column(sa.String(100))
 
-    __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"), MYSQL)
+    __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"),)
 
 
 UNSENT = ("pending", "sending")
@@ -447,7 +429,6 @@ class CronOutbox(Base):
     __table_args__ = (
         sa.UniqueConstraint("cause", "channel"),
         sa.Index("ix_CronOutbox_due", "status", "due_time"),
-        MYSQL,
     )
 
 
@@ -485,8 +466,6 @@ class CronWorkerRecord(Base):
     trouble_jobs: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
     """The jobs that the trouble keeps from starting; NULL: all."""
 
-    __table_args__ = (MYSQL,)
-
 
 class CronUser(Base):
     """A person who may sign in."""
@@ -501,8 +480,6 @@ class CronUser(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    __table_args__ = (MYSQL,)
-
 
 class CronSession(Base):
     """A sign-in. The browser holds the token, the table its hash."""
@@ -516,8 +493,6 @@ class CronSession(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     ip: Mapped[str] = _word("", 64)
     user_agent: Mapped[str] = _word("", 255)
-
-    __table_args__ = (MYSQL,)
 
 
 class CronToken(Base):
@@ -537,8 +512,6 @@ class CronToken(Base):
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    __table_args__ = (MYSQL,)
-
 
 class CronThrottle(Base):
     """Attempts counted per key and time window: sign-ins, triggers."""
@@ -549,7 +522,7 @@ class CronThrottle(Base):
     window: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
     count: Mapped[int] = _number(0)
 
-    __table_args__ = (sa.Index("ix_CronThrottle_window", "window"), MYSQL)
+    __table_args__ = (sa.Index("ix_CronThrottle_window", "window"),)
 
 
 class CronIdempotencyKey(Base):
@@ -565,8 +538,6 @@ class CronIdempotencyKey(Base):
     """NULL until the request has been answered."""
     answer: Mapped[bytes | None] = mapped_column(LongBlob)
     """Encrypted; NULL for one that was too large to keep."""
-
-    __table_args__ = (MYSQL,)
 
 
 class CronAudit(Base):
@@ -587,7 +558,7 @@ class CronAudit(Base):
     before: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
 
-    __table_args__ = (sa.Index("ix_CronAudit_subject", "subject_type", "subject_id"), MYSQL)
+    __table_args__ = (sa.Index("ix_CronAudit_subject", "subject_type", "subject_id"),)
 
 
 class CronSecret(Base):
@@ -602,8 +573,6 @@ class CronSecret(Base):
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_by: Mapped[str | None] = mapped_column(sa.String(100))
 
-    __table_args__ = (MYSQL,)
-
 
 class CronJobSecret(Base):
     """`cron_job` may read `secret`."""
@@ -616,5 +585,3 @@ class CronJobSecret(Base):
     secret: Mapped[int] = mapped_column(
         Id, sa.ForeignKey("CronSecret.id"), primary_key=True, autoincrement=False
     )
-
-    __table_args__ = (MYSQL,)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from . import db
+from . import db, dialects
 
 Row = Any
 Convert = Callable[[Any], Any]
@@ -42,14 +42,14 @@ class Prepared:
     def rows(self, at: db.At, parameters: Mapping[str, Any] | None = None) -> list[Row]:
         """What a SELECT finds, as named tuples."""
         connection, given = db.connection(at), parameters or {}
-        form = self._form(connection.dialect, given)
+        form = self._form(dialects.driver(connection), given)
         records, _ = db.execute(connection, form.text, form.arguments(given))
         return form.read(records)
 
     def run_many(self, session: Session, several: Sequence[Mapping[str, Any]]) -> int:
         """Execute with each of `several` parameters, which have the same names; returns how many rows matched."""
         connection = db.connection(session)
-        form = self._form(connection.dialect, several[0])
+        form = self._form(dialects.driver(connection), several[0])
         arguments = [form.arguments(one) for one in several]
         _, matched = db.execute(connection, form.text, arguments, many=True)
         return matched
@@ -120,35 +120,40 @@ class _Form:
 class UpdateEach:
     """UPDATE of rows of `table`, each with values of its own for `columns`, where `keys` (expressions by name) match.
 
-    The first key is the table's primary key. MySQL and MariaDB get one statement, which joins the table with a list
-    of the values: their driver would send one for each row.
+    The first key is the table's primary key. Where the driver would send a statement for each row, there is one for
+    all, with a list of the values.
     """
 
     def __init__(self, table: Any, keys: Mapping[str, Any], columns: Sequence[str]) -> None:
         self._table, self._keys, self._columns = table, keys, columns
         guards = [key == sa.bindparam(name, type_=key.type) for name, key in keys.items()]
         self._one = Prepared(sa.update(table).where(*guards).values(values_of(table, columns)))
-        self._forms: WeakKeyDictionary[sa.Dialect, _Joined] = WeakKeyDictionary()
+        self._forms: WeakKeyDictionary[sa.Dialect, _Listed] = WeakKeyDictionary()
 
     def run(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> int:
         """Write `rows`, which have the keys and the columns by their names; returns how many matched."""
         connection = db.connection(session)
-        if len(rows) == 1 or connection.dialect.name not in db.MYSQL_DIALECTS:
+        listed = dialects.of(connection).listed_update
+        if len(rows) == 1 or listed is None:
             return self._one.run_many(session, rows)
-        if connection.dialect not in self._forms:
-            self._forms[connection.dialect] = _Joined(
-                self._table, self._keys, self._columns, connection.dialect
-            )
-        form = self._forms[connection.dialect]
+        spoken = dialects.driver(connection)
+        if spoken not in self._forms:
+            self._forms[spoken] = _Listed(self._table, self._keys, self._columns, spoken, listed)
+        form = self._forms[spoken]
         _, matched = db.execute(connection, form.text(len(rows)), form.arguments(rows))
         return matched
 
 
-class _Joined:
-    """UPDATE of a table joined with a list of values, as MySQL and MariaDB have it."""
+class _Listed:
+    """UPDATE of a table by a list of values, as one database has it."""
 
     def __init__(
-        self, table: Any, keys: Mapping[str, Any], columns: Sequence[str], dialect: sa.Dialect
+        self,
+        table: Any,
+        keys: Mapping[str, Any],
+        columns: Sequence[str],
+        dialect: sa.Dialect,
+        listed: dialects.ListsUpdates,
     ) -> None:
         name = dialect.identifier_preparer.format_table(table)
         quote, literal = dialect.identifier_preparer.quote, {"literal_binds": True}
@@ -157,19 +162,14 @@ class _Joined:
             for number, key in enumerate(keys.values())
         ]
         values = [f"{name}.{quote(column)} = v{number}" for number, column in enumerate(columns, len(keys))]
-        places = range(len(keys) + len(columns))
-        self._begin = "UPDATE (SELECT " + ", ".join(f"%s AS v{number}" for number in places)
-        self._more = " UNION ALL SELECT " + ", ".join("%s" for _ in places)
-        # The values first, and each row by its key: of a small table the optimizer would read, and lock, all of it.
-        self._end = f") AS given STRAIGHT_JOIN {name} FORCE INDEX (PRIMARY) ON "
-        self._end += f"{' AND '.join(matches)} SET {', '.join(values)}"
+        self._text = listed(name, matches, values)
         kinds = {name: key.type for name, key in keys.items()} | {
             name: table.c[name].type for name in columns
         }
         self._converts = [(name, _writer(kind, dialect)) for name, kind in kinds.items()]
 
     def text(self, count: int) -> str:
-        return self._begin + self._more * (count - 1) + self._end
+        return self._text.begin + self._text.more * (count - 1) + self._text.end
 
     def arguments(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
         return [

@@ -1,27 +1,28 @@
-"""The migrations, run and checked from the programme: one door for `make run`, the command line and the tests."""
+"""The migrations, run and checked from the programme: one door for `make run`, the command line and the tests.
+
+Alembic is imported where it works: every process asks which migrations there are, few make them.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
-from io import TextIOWrapper
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from ..config import PARTS
 from ..core.errors import Conflict
-from . import db
-from .db import MYSQL_DIALECTS
+from . import db, dialects
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 LOCK_SECONDS = 60.0
 """How long a migration waits for writers, and for another migration."""
@@ -30,6 +31,7 @@ STATEMENT_SECONDS = 6 * 3600.0
 LOOK_SECONDS = 1.0
 """How long a look at the schema is believed: see `Watch`."""
 NAMED = 3
+_STANDS = re.compile(r"^(revision|down_revision) = (?:[\"'](\w+)[\"']|None)$", re.MULTILINE)
 UPGRADE = "Run: kytecron db upgrade"
 
 
@@ -39,6 +41,8 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     Raises Conflict for a database that a newer version has migrated or that is another program's, and where another
     migration or a writer does not end.
     """
+    from alembic import command
+
     with migrating(engine) as connection:
         if problem := _not_ours(connection):
             raise Conflict(problem)
@@ -51,6 +55,8 @@ def downgrade(engine: Engine, revision: str) -> None:
     """Bring the database back to an older schema. Raises Conflict as `upgrade` does, and for no such revision."""
     if revision != "base" and not _is_known(revision):
         raise Conflict(f"There is no migration {revision}")
+    from alembic import command
+
     with migrating(engine) as connection:
         config = _config()
         config.attributes["connection"] = connection
@@ -85,11 +91,9 @@ def has_moved_on(at: Connection) -> str | None:
     return f"The database {state} while this version, which needs {newest()}, was running"
 
 
-@lru_cache(maxsize=1)
 def newest() -> str:
-    """The migration that this version needs. Kept: the files may be replaced while the process runs."""
-    head = _scripts().get_current_head()
-    assert head is not None
+    """The migration that this version needs."""
+    (head,) = _known().keys() - _known().values()
     return head
 
 
@@ -163,26 +167,34 @@ def _is_known(found: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _known() -> frozenset[str]:
-    return frozenset(script.revision for script in _scripts().walk_revisions())
+def _known() -> dict[str, str | None]:
+    """Every migration of this version, and the one before it.
+
+    Kept: the files may be replaced while the process runs.
+    """
+    stands = [
+        dict(_STANDS.findall(path.read_text())) for path in (PARTS / "migrations" / "versions").glob("*.py")
+    ]
+    return {one["revision"]: one["down_revision"] or None for one in stands}
 
 
 def migrations() -> list[tuple[str, str]]:
     """Return the migrations of this version and what each brings, newest first."""
-    return [(script.revision, script.doc) for script in _scripts().walk_revisions()]
+    from alembic.script import ScriptDirectory
 
-
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
+    scripts = ScriptDirectory.from_config(_config())
+    return [(script.revision, script.doc) for script in scripts.walk_revisions()]
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     return Config(PARTS / "migrations" / "alembic.ini")
 
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[Connection]:
-    """A connection for a migration: patient, alone, and on SQLite in one transaction that writes from its beginning.
+    """A connection for a migration: patient, alone, and where tables can be changed in a transaction, in one.
 
     Raises Conflict where another migration or a writer does not end.
     """
@@ -190,9 +202,9 @@ def migrating(engine: Engine) -> Iterator[Connection]:
     try:
         with patient.connect() as connection, _alone(connection):
             try:
-                _begin(connection)
+                dialects.of(connection).begin_migration(connection)
             except DBAPIError as error:
-                if "database is locked" not in str(error.orig):
+                if not db.is_busy(error):
                     raise
                 raise Conflict(
                     f"Somebody has been writing to the database for {LOCK_SECONDS:g} s. "
@@ -205,43 +217,6 @@ def migrating(engine: Engine) -> Iterator[Connection]:
             patient.dispose()
 
 
-def _begin(connection: Connection) -> None:
-    """SQLite: as every write does, see `db._sqlite_begin`. The others commit each change of a table by themselves."""
-    if connection.dialect.name == "sqlite":
-        connection.execution_options(**{db.WRITING: True})
-        connection.begin()
-
-
-@contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
+def _alone(connection: Connection) -> AbstractContextManager[None]:
     """Hold the lock of those that migrate this database; another one's end is waited for."""
-    if connection.dialect.name in MYSQL_DIALECTS:
-        _lock_by_name(connection)
-        try:
-            yield
-        finally:
-            if not connection.invalidated:
-                connection.exec_driver_sql("SELECT RELEASE_LOCK('kytecron.migrate')")
-    elif connection.dialect.name == "sqlite" and connection.engine.url.database:
-        # Whether a new file has its tables yet is asked before the database's own lock is taken.
-        with _open(Path(connection.engine.url.database + ".migrate")) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-    else:
-        yield
-
-
-def _open(path: Path) -> TextIOWrapper:
-    try:
-        return path.open("w")
-    except OSError as error:
-        raise Conflict(f"The database cannot be migrated: {path}: {error.strerror}") from None
-
-
-def _lock_by_name(connection: Connection) -> None:
-    got = connection.execute(
-        sa.text("SELECT GET_LOCK('kytecron.migrate', :seconds)"), {"seconds": LOCK_SECONDS}
-    ).scalar()
-    connection.commit()
-    if not got:
-        raise Conflict("Another process migrates this database, and does not end. Look for it, or try again")
+    return dialects.of(connection).alone(connection, LOCK_SECONDS)

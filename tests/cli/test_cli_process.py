@@ -222,3 +222,32 @@ def test_the_tables_are_brought_to_this_version_and_back_by_the_program_itself(t
     assert (status, "is at migration 0001" in said) == (1, True)
     status, _, said = db("downgrade", "0000")
     assert (status, "There is no migration 0000" in said) == (1, True)
+
+
+HEAVY = {
+    *("alembic", "mako", "flask", "jinja2", "pygments", "yaml", "cron_descriptor"),
+    *("rich.console", "rich.table", "kytecron.services.transfer", "sqlalchemy.dialects.postgresql"),
+}
+LOADED = (
+    "import atexit, sys; from kytecron.program import main; "
+    "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+)
+
+
+def test_a_list_loads_no_more_than_it_needs(settings: Settings):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KYTECRON_")}
+    environment |= {
+        "KYTECRON_INSTANCE_PATH": str(settings.instance_path),
+        "KYTECRON_DATABASE_URL": settings.database_url,
+    }
+    command = [sys.executable, "-c", LOADED, "jobs", "list"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=PATIENCE
+    )
+    loaded = {*done.stderr.split()}
+    assert (done.returncode, "kytecron.cli.jobs" in loaded) == (0, True)
+    assert loaded & HEAVY == set()
+    used, other = "sqlalchemy.dialects.sqlite", "sqlalchemy.dialects.mysql"
+    if settings.database_url:
+        used, other = other, used
+    assert (used in loaded, other in loaded) == (True, False)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
 from kytecron.services import lifecycle
-from kytecron.store import db
+from kytecron.store import dialects
 from tests.conftest import empty
 from tests.factories import LEASE, WORKER, add_job, ago
 from tests.faults.scene import clockwork, crew, in_the_end, keeps_going
@@ -41,7 +41,7 @@ def test_each_run_is_claimed_once_by_connections_that_wait_for_each_other(
     with sessions() as session:
         for _ in range(120):
             add_job(session)
-        assert not db.supports_skip_locked(session)
+        assert not dialects.of(session).skip_locked
         assert lifecycle.enqueue_due(session, limit=200) == 120
     start, got = threading.Barrier(4), list[int]()
     errors: list[BaseException] = []

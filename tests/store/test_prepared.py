@@ -11,7 +11,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from kytecron.store import claims, db
+from kytecron.store import claims, db, dialects
 from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution
 from kytecron.store.prepared import Prepared, UpdateEach
 
@@ -176,7 +176,7 @@ def test_a_connection_that_died_while_nobody_used_it_is_replaced(
     engine = db.make_engine(mariadb_settings)
     other = db.make_engine(mariadb_settings)
     for pause, alive in ((0.0, True), (3600.0, False)):
-        monkeypatch.setattr(db, "SILENCE_SECONDS", pause)
+        monkeypatch.setattr(dialects, "SILENCE_SECONDS", pause)
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
         kill_connections_of(other)

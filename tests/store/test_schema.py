@@ -9,10 +9,11 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
-from kytecron.config import Settings
+from kytecron.config import PARTS, Settings
 from kytecron.store import db, schema
 from kytecron.store.models import Base, CronJob
 
@@ -21,6 +22,12 @@ def test_models_and_migrations_agree(engine: Engine) -> None:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
         assert compare_metadata(context, Base.metadata) == []
+
+
+def test_the_migrations_that_are_known_are_those_that_alembic_runs() -> None:
+    scripts = ScriptDirectory(str(PARTS / "migrations"))
+    assert schema.newest() == scripts.get_current_head()
+    assert schema._known() == {one.revision: one.down_revision for one in scripts.walk_revisions()}
 
 
 def test_a_migrated_database_is_not_behind(engine: Engine) -> None:
