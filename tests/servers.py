@@ -1,16 +1,26 @@
-"""Small servers that tests talk to for real: one that receives webhooks, one that receives mail."""
+"""Servers that tests talk to for real: the pages under gunicorn, one that receives webhooks, one that receives mail."""
 
 from __future__ import annotations
 
 import json
+import os
 import socketserver
 import ssl
+import subprocess
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+
+from kytecron.config import ROOT, Settings
+
+from .mariadb import free_port
+from .workers import wait_for
 
 
 @dataclass
@@ -148,3 +158,30 @@ class MailServer(_Server):
 
         self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+
+
+@contextmanager
+def serving(settings: Settings, *options: str, **variables: str) -> Iterator[int]:
+    """The port of a gunicorn that is started in the repository's directory, as the documents say."""
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KYTECRON_")}
+    environment |= {"KYTECRON_INSTANCE_PATH": str(settings.instance_path), **variables}
+    command = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", *options, "wsgi:app"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    ready = variables.get("SCRIPT_NAME", "") + "/readyz"
+    try:
+        wait_for(lambda: _answers(port, ready) or process.poll() is not None)
+        assert process.poll() is None
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int, path: str) -> bool:
+    try:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+    except OSError:
+        return False

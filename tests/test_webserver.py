@@ -6,10 +6,8 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -17,13 +15,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from kytecron.config import ROOT, Settings
+from kytecron.config import Settings
 from kytecron.services import accounts, lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
-from tests.mariadb import free_port
 from tests.pages import HELLO
+from tests.servers import serving
 from tests.workers import wait_for
 
 PATIENCE = 60
@@ -78,33 +76,6 @@ def head_of(connection: socket.socket) -> str:
         return connection.recv(65536, socket.MSG_PEEK).decode()
     except BlockingIOError:
         return ""
-
-
-@contextmanager
-def serving(settings: Settings, *options: str, **variables: str) -> Iterator[int]:
-    """The port of a gunicorn that is started in the repository's directory, as the documents say."""
-    port = free_port()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KYTECRON_")}
-    environment |= {"KYTECRON_INSTANCE_PATH": str(settings.instance_path), **variables}
-    command = [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", *options, "wsgi:app"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-    ready = variables.get("SCRIPT_NAME", "") + "/readyz"
-    try:
-        wait_for(lambda: _answers(port, ready) or process.poll() is not None)
-        assert process.poll() is None
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _answers(port: int, path: str) -> bool:
-    try:
-        with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
-            connection.request("GET", path)
-            return connection.getresponse().status == 200
-    except OSError:
-        return False
 
 
 @pytest.fixture(params=[(), PLAIN], ids=["ours", "gthread"])

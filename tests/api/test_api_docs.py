@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,56 +14,76 @@ from flask import Flask
 
 from kytecron.api import errors, openapi
 from kytecron.api.routing import PUBLIC, ROUTES
-from kytecron.core.states import Status
+from kytecron.config import ROOT, Settings
 from kytecron.services.throttle import TRIGGERS_PER_MINUTE
+from tests.servers import serving
+from tests.workers import working
 
 from .conftest import Caller
 
-PAGE = Path(__file__).parents[2] / "docs" / "api.md"
+PAGE = ROOT / "docs" / "api.md"
+PATIENCE = 300
+
+
+CHECKS = """set -eu -o pipefail
+expect() {
+    local said; said=$(cat); printf '%s\\n' "$said"
+    case "$said" in $1) ;; *) echo "The page says: $1" >&2; return 1 ;; esac
+}
+"""
+
+
+def script(page: str) -> str:
+    """Return the page's examples as a script that fails where a command fails, or does not print what `# →` says."""
+
+    def check(line: re.Match[str]) -> str:
+        pattern = re.sub(r"([\[\]*?\\])", r"\\\1", line["said"]).replace("...", "*")
+        return f"{line['command']} | expect {shlex.quote(pattern)}"
+
+    examples = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
+    return CHECKS + re.sub(r"^(?P<command>.*\S) +# → (?P<said>.*)$", check, examples, flags=re.MULTILINE)
+
+
+def run(examples: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", script(examples)], env=variables, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 @pytest.fixture
-def dead_job(callers: dict[str, Caller], finish: Callable[..., None]) -> None:
-    job = callers["editor"].job("dead", max_retries=0)["id"]
-    callers["operator"](f"POST /jobs/{job}/trigger")
-    finish(Status.FAILED, error="no luck")
+def variables(sqlite_settings: Settings, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What a shell on the machine of a running installation has: its address, and the `kytecron` command."""
+    command = tmp_path / "bin" / "kytecron"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\ncd {shlex.quote(str(ROOT))} && exec {sys.executable} -m kytecron "$@"\n')
+    command.chmod(0o755)
+    with serving(sqlite_settings) as port, working(sqlite_settings):
+        yield {
+            "PATH": f"{command.parent}:{Path(sys.executable).parent}:/usr/bin:/bin",
+            "KYTECRON": f"http://127.0.0.1:{port}",
+            "KYTECRON_INSTANCE_PATH": str(sqlite_settings.instance_path),
+        }
 
 
-@pytest.fixture
-def runs_end(finish: Callable[..., None]) -> Iterator[None]:
-    """What is triggered from now on runs and ends."""
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(0.05):
-            finish(output="for us\n")
-
-    worker = threading.Thread(target=work)
-    worker.start()
-    yield
-    over.set()
-    worker.join()
-
-
-@pytest.mark.usefixtures("dead_job", "runs_end")
-def test_the_flows_of_the_page_run_as_they_are_printed(live: str, callers: dict[str, Caller]) -> None:
-    script = "set -eu -o pipefail\n" + "\n".join(
-        re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    )
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env={"PATH": "/usr/bin:/bin", "KYTECRON": live, "TOKEN": callers["editor"].token or ""},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def test_the_flows_of_the_page_run_as_they_are_printed(variables: dict[str, str]) -> None:
+    page = PAGE.read_text()
+    done = run(page, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "for us" in done.stdout
-    assert "completed" in done.stdout
-    assert '"kind":"changed"' in done.stdout
-    job = callers["viewer"]("GET /jobs?q=nightly-report").json["items"][0]
-    assert (job["enabled"], job["current_version"]) == (True, 1)
-    assert callers["viewer"]("GET /dead-letters").json["items"] == []
+    assert page.count("# →") > 30
+
+
+@pytest.mark.parametrize(
+    "lie", ["echo one   # → two", "echo 'o*e'   # → one", "false | cat   # → ...", "false"]
+)
+def test_an_example_that_lies_would_be_noticed(lie: str) -> None:
+    assert run(f"```bash\ntrue\n{lie}\ntrue\n```", PATH="/usr/bin:/bin").returncode != 0
+
+
+def test_every_address_that_the_page_names_is_a_route() -> None:
+    known = {(one.method, re.sub(r"\{.*?\}", "{}", one.path)) for one in ROUTES}
+    named = re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`? ]*)", PAGE.read_text())
+    assert len(named) > 20
+    assert [one for one in named if (one[0], re.sub(r"\{.*?\}", "{}", one[1])) not in known] == []
 
 
 def test_the_page_names_every_status_and_the_throttle() -> None:
