@@ -96,7 +96,8 @@ def _rate_of(bench: Bench, job: CronJob, at_once: int) -> float:
         bench.wait_until_settled(pause=0.5)
     runs = [run for run in bench.executions() if run.cron_job in waiting]
     assert all(run.status == "completed" for run in runs), "a run did not complete"
-    seconds = (max(run.completed_at for run in runs) - min(run.started_at for run in runs)).total_seconds()
+    taken = max(run.completed_at for run in runs) - min(run.started_at for run in runs)
+    seconds: float = taken.total_seconds()
     return len(runs) / seconds
 
 

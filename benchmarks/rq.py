@@ -50,7 +50,7 @@ def rate(n: int, workers: int) -> float:
         begun = [job.started_at for job in jobs if job.started_at]
         ended = [job.ended_at for job in jobs if job.ended_at]
         assert len(begun) == len(ended) == n, "a run was left out"
-        return n / (max(ended) - min(begun)).total_seconds()
+        return n / float((max(ended) - min(begun)).total_seconds())
 
 
 @contextmanager

@@ -197,7 +197,8 @@ class Api:
 
     def find_job(self, job: int | str) -> dict[str, Any] | None:
         """The job with this id or name, or None."""
-        return self._call("find_job", job=job)
+        found: dict[str, Any] | None = self._call("find_job", job=job)
+        return found
 
     def trigger(self, job: int | str, parameters: dict[str, Any] | None = None, note: str = "") -> int:
         """Start a run of another job, named by id or name; returns the id of the new execution.
@@ -205,11 +206,13 @@ class Api:
         A job may start 300 a minute, all its runs together. Secrets are masked in `note` and refused in `parameters`,
         which every viewer reads: grant the secret to the other job.
         """
-        return self._call("trigger", job=job, parameters=parameters, note=note)
+        execution_id: int = self._call("trigger", job=job, parameters=parameters, note=note)
+        return execution_id
 
     def latest_result(self, job: int | str) -> dict[str, Any] | None:
         """The last completed run of a job (for example a parent of this one) with its result, or None."""
-        return self._call("latest_result", job=job)
+        latest: dict[str, Any] | None = self._call("latest_result", job=job)
+        return latest
 
     def _call(self, method: str, **arguments: Any) -> Any:
         if self._worker is None:

@@ -68,7 +68,8 @@ class Connection(socket.socket):
 
     def recv(self, *arguments: Any) -> bytes:
         """Raises ConnectionResetError at the deadline, as if the client had hung up."""
-        return self._in_time(super().recv, *arguments)
+        received: bytes = self._in_time(super().recv, *arguments)
+        return received
 
     def sendall(self, *arguments: Any) -> None:
         """Raises ConnectionResetError at the deadline, as if the client had hung up."""

@@ -357,7 +357,7 @@ VERSION = click.IntRange(1, 2**31 - 1)
 MOMENT_HELP = "such as 2026-03-01T12:00, UTC unless it has an offset"
 
 
-class Moment(click.ParamType):
+class Moment(click.ParamType[datetime]):
     """An instant, taken as UTC where it has no offset."""
 
     name = "time"

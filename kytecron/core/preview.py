@@ -76,7 +76,7 @@ def _describe_cron(expression: str) -> str:
     from cron_descriptor import Options, get_description  # 10 ms, and many a process describes nothing
 
     try:
-        words = get_description(
+        words: str = get_description(
             " ".join(cron.fields).upper(), Options(use_24hour_time_format=True, locale_code="en_US")
         )
     except Exception:  # whatever the library makes of it, no accepted expression may fail here

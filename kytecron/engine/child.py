@@ -144,7 +144,8 @@ class Channel:
             self._read(1 << 20)
         data = bytes(self._unread[4:size])
         del self._unread[:size]
-        return marshal.loads(data)
+        message: dict[str, Any] = marshal.loads(data)
+        return message
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send one message.
@@ -558,7 +559,8 @@ def _compile(request: dict[str, Any], filename: str, channel: Channel) -> types.
     Compiling takes milliseconds for a hundred lines, reading the result a hundredth of that.
     """
     if request["compiled"] is not None:
-        return marshal.loads(request["compiled"])
+        kept: types.CodeType = marshal.loads(request["compiled"])
+        return kept
     code = compile(request["code"], filename, "exec", dont_inherit=True)
     channel.tell({"compiled": marshal.dumps(code).hex()})
     return code

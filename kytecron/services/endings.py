@@ -311,7 +311,7 @@ class _Tally:
             self.values["consecutive_failures"] = self._get("consecutive_failures") + 1
             self.values["failing_since"] = self._get("failing_since") or now
         elif outcome.status is Status.COMPLETED:
-            since = self._get("failing_since")
+            since: datetime | None = self._get("failing_since")
             if self._get("consecutive_failures"):
                 self.values["consecutive_failures"] = 0
             # A run that was still going when its job was given up does not mean that it works again.

@@ -25,6 +25,7 @@ from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_ord
 from ..core.untrusted import visible
 from ..store import claims, db
 from ..store.db import transactional
+from ..store.dialects import WRITING
 from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCronJobVersion
 from . import audit, lifecycle, registry, slots, versions
 from .audit import Actor
@@ -134,7 +135,7 @@ def find(session: Session, name_or_id: str | int) -> CronJob:
     """A living job by its name or, where no job has that name, by its id. Raises NotFound."""
     text = str(name_or_id).strip()
     if isinstance(name_or_id, str):
-        job = session.scalar(_named(text).execution_options(populate_existing=True))
+        job: CronJob | None = session.scalar(_named(text).execution_options(populate_existing=True))
         if job is not None:
             return job
     if text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_ID)):
@@ -191,7 +192,7 @@ def require_state(session: Session, job_id: int, tags: Collection[str], changes:
 
     Raises NotFound, and Stale with both sides of what `changes` would have set.
     """
-    job = lock_job(session, job_id) if session.info.get(db.WRITING) else read_job(session, job_id)
+    job = lock_job(session, job_id) if session.info.get(WRITING) else read_job(session, job_id)
     if state_tag(job) in tags:
         return
     given, present = normalise_aliases(changes), configuration(session, job)

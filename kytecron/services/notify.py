@@ -127,7 +127,7 @@ def messages(event: SettledEvent, *, told: bool = False) -> list[Message]:
 
 def _often_enough(event: SettledEvent) -> bool:
     # At least, not exactly: the number may have been lowered while the job was failing.
-    return event.consecutive_failures >= max(1, event.job.notify_after_failures)
+    return bool(event.consecutive_failures >= max(1, event.job.notify_after_failures))
 
 
 def _message(event: SettledEvent, kind: str) -> Message:
@@ -377,7 +377,7 @@ def _hold_back(session: Session, letter: _Letter, now: datetime, pause: timedelt
 
 def _backoff(attempts: int) -> timedelta:
     """30 s, 1 min, 2 min ... 1 h: ten tries take a little over three hours."""
-    return min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempts - 1))
+    return min(LONGEST_DELAY, FIRST_DELAY * (1 << (attempts - 1)))
 
 
 @transactional

@@ -109,7 +109,7 @@ def database_problem(engine: Engine) -> str:
 
 def _write(connection: sa.Connection) -> None:
     """Change a row of no importance, and commit."""
-    writing = connection.execution_options(**{db.WRITING: True})
+    writing = connection.execution_options(**{dialects.WRITING: True})
     mine = sa.and_(*(THROTTLE.c[name] == value for name, value in _MARK.items()))
     with writing.begin():
         found = writing.execute(sa.update(THROTTLE).where(mine).values(count=(THROTTLE.c.count + 1) % 1000))

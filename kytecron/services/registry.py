@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from .. import VERSION
+from .. import VERSION as VERSION  # views and fronts read it here
 from ..config import Settings
 from ..core.schedule import TZDATA_VERSION, tzdata_order
 from ..core.workers import LIVING, WorkerState, state_of

@@ -172,7 +172,7 @@ def after_runs(job: Any, placed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _runs_after(job: Any, placed: Sequence[Mapping[str, Any]]) -> int:
     # What the overlap policy skips uses up none: a job with max_runs = 1 still owes its one.
-    return int(job.runs_scheduled) + sum(row["status"] == Status.PENDING for row in placed)
+    return int(job.runs_scheduled) + sum(bool(row["status"] == Status.PENDING) for row in placed)
 
 
 def give_back_run(job: Any, now: datetime) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def lock_job(session: Session, job_id: int) -> CronJob:
 
     Raises NotFound.
     """
-    job = session.scalar(_living_job(job_id).with_for_update())
+    job: CronJob | None = session.scalar(_living_job(job_id).with_for_update())
     if job is None:
         raise NotFound(f"Job {job_id} does not exist")
     return job
@@ -144,7 +144,7 @@ def lock_job(session: Session, job_id: int) -> CronJob:
 
 def read_job(session: Session, job_id: int) -> CronJob:
     """A living job as the database has it now. Raises NotFound."""
-    job = session.scalar(_living_job(job_id))
+    job: CronJob | None = session.scalar(_living_job(job_id))
     if job is None:
         raise NotFound(f"Job {job_id} does not exist")
     return job

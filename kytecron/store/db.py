@@ -211,7 +211,7 @@ def transactional(
     """
 
     @functools.wraps(function)
-    def wrapper(session: Session, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if session.info.get(WRITING):
             return function(session, *args, **kwargs)
         begun = time.monotonic()

@@ -106,7 +106,8 @@ def jobs(
     query = order.page(sa.select(JOB.c.id).where(*_job_conditions(wanted or JobFilter())), cursor, limit)
     ids = list(session.scalars(query))
     rows = {job.id: job for job in session.scalars(sa.select(CronJob).where(CronJob.id.in_(ids)))}
-    return order.cut([rows[job_id] for job_id in ids if job_id in rows], limit)
+    page: Page[CronJob] = order.cut([rows[job_id] for job_id in ids if job_id in rows], limit)
+    return page
 
 
 def _job_conditions(wanted: JobFilter) -> list[Any]:

@@ -20,6 +20,7 @@ from ..services import lifecycle, versions, why
 from ..services.jobs import find
 from ..services.versions import read_job
 from ..store import db, queries
+from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
 from . import access, words
 from .access import needs
@@ -62,11 +63,7 @@ def _list(template: str, job: CronJob | None) -> Response:
     problems: dict[str, str] = {}
     wanted = _wanted(session, asked, job, problems)
     cursor = request.args.get("cursor")
-    found = (
-        queries.executions(session, wanted, cursor=cursor, limit=PAGE)
-        if not problems
-        else queries.Page([], None)
-    )
+    found = queries.executions(session, wanted, cursor=cursor, limit=PAGE) if not problems else Page([], None)
     return page(
         template,
         "executions/_list.html",

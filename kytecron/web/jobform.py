@@ -15,8 +15,9 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import diff
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.jobspec import DEFAULTS, JobFields
-from ..core.schedule import in_words, zone, zone_names
+from ..core.schedule import in_words, zone
 from ..core.source import Problem
+from ..core.zones import zone_names
 from ..services import checking, upcoming, versions
 from ..services import jobs as job_service
 from ..services.versions import read_job
