@@ -369,6 +369,10 @@ class Execution(Shape):
     output_bytes: int
     error: str | None
     skipped_reason: str | None
+    slots_until: datetime | None = Field(
+        description="Of a row that stands for many missed slots, from `scheduled_time` on: the last of them"
+    )
+    slots_count: int = Field(description="How many slots the row stands for")
 
     @classmethod
     def of(cls, row: CronJobExecution, job_name: str, **more: Any) -> Self:

@@ -54,6 +54,10 @@ def list_executions(
     console.print_page(Page(items, page.next), as_json, _show_executions)
 
 
+def _slots(count: int) -> str:
+    return f"{count:,} slots. " if count > 1 else ""
+
+
 def _show_executions(found: list[Shape]) -> None:
     rows = [
         (
@@ -65,7 +69,7 @@ def _show_executions(found: list[Shape]) -> None:
             console.duration(run["duration_ms"]),
             run["retry_count"],
             run["locked_by"],
-            run["error"] or run["skipped_reason"] or run["waiting_for"],
+            _slots(run["slots_count"]) + (run["error"] or run["skipped_reason"] or run["waiting_for"] or ""),
         )
         for run in found
     ]
@@ -90,6 +94,7 @@ def show(execution: int, as_json: bool) -> None:
             "status": run.status,
             "why": run.error or run.skipped_reason or run.waiting_for,
             "slot": run.scheduled_time,
+            **({"slots": run.slots_count, "last slot": run.slots_until} if run.slots_count > 1 else {}),
             "origin": run.origin + (f", by {run.triggered_by}" if run.triggered_by else ""),
             "note": run.note,
             "attempt": run.retry_count + 1,

@@ -39,7 +39,7 @@ SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
 MISFIRE_POLICIES = ("run_once", "skip", "run_all")
 MISFIRE_GRACE_SECONDS = 60
 MAX_CATCH_UP = 100
-"""How many slots `run_all` runs, and how many skipped slots get a record of their own."""
+"""How many slots `run_all` runs, and how many skipped slots get a row of their own; older ones share one."""
 
 TZDATA_VERSION: str = tzdata.IANA_VERSION
 OFFSETS_MATTER = ("cron", "daily", "weekly", "monthly")
@@ -101,6 +101,25 @@ def first_change(local_zone: ZoneInfo, start: datetime, end: datetime) -> dateti
         else:
             end = middle
     return end.replace(microsecond=0)
+
+
+@lru_cache(maxsize=4096)
+def _changes_of(zone_name: str, year: int) -> tuple[datetime, ...]:
+    """The instants of a year (UTC) at which the zone's offset changes; no zone changes it twice within a day."""
+    local_zone, day = zone(zone_name), timedelta(days=1)
+    found = []
+    start = datetime(year, 1, 1, tzinfo=UTC)
+    while start.year == year:
+        if start.astimezone(local_zone).utcoffset() != (start + day).astimezone(local_zone).utcoffset():
+            found.append(first_change(local_zone, start, start + day))
+        start += day
+    return tuple(found)
+
+
+def _changes(zone_name: str, after: datetime, until: datetime) -> Iterator[datetime]:
+    """The instants in (after, until] at which the zone's offset changes. Before 1840 no zone had any."""
+    for year in range(max(1840, after.year - 1), until.year + 1):
+        yield from (change for change in _changes_of(zone_name, year) if after < change <= until)
 
 
 def _wall(instant: datetime, local_zone: ZoneInfo) -> datetime:
@@ -351,16 +370,44 @@ class Schedule:
         return latest
 
     def count(self, after: datetime, until: datetime) -> int:
-        """How many slots are later than `after` and not later than `until`, without walking through them.
-
-        Exact for intervals. For the others it counts on the wall, so that a change of the clock in between
-        puts it off by the slots of the hour that was left out or repeated.
-        """
+        """How many slots are later than `after` and not later than `until`, without walking through them."""
+        after, until = _within_reason(after), _within_reason(until)
+        if until <= after:
+            return 0
         if self.interval_seconds is not None:
             return max(0, self._intervals_until(until) - self._intervals_until(after))
         if self.calendar is None:
             return 0
-        return self.calendar.count(_wall(after, self.zone), _wall(until, self.zone))
+        if self.follows_real_time:
+            return self._count_shown(self.calendar, after, until)
+        return self._count_reached(self.calendar, after, until)
+
+    def _count_shown(self, calendar: Calendar, after: datetime, until: datetime) -> int:
+        """How many matching times the clock shows, one stretch without a change of the clock after the other."""
+        number, begin = 0, _wall(after, self.zone)
+        for change in _changes(self.timezone, after, until):
+            number += calendar.count(begin, _wall(change - _MICROSECOND, self.zone))
+            begin = _wall(change, self.zone) - _MICROSECOND
+        return number + calendar.count(begin, _wall(until, self.zone))
+
+    def _count_reached(self, calendar: Calendar, after: datetime, until: datetime) -> int:
+        """How many instants there are at which the clock reaches matching times for the first time."""
+        reached = first = self._latest_wall(after)
+        folded = 0
+        for change in _changes(self.timezone, after, until):
+            reached = max(reached, _wall(change - _MICROSECOND, self.zone))
+            landed = _wall(change, self.zone)
+            folded += max(
+                0, calendar.count(reached, landed) - 1
+            )  # all those within a gap come at its end, as one
+            reached = max(reached, landed)
+        return calendar.count(first, max(reached, _wall(until, self.zone))) - folded
+
+    def _latest_wall(self, instant: datetime) -> datetime:
+        """The latest wall time that the clock has shown by `instant`; no clock went back by more than a day."""
+        lately = _changes(self.timezone, instant - timedelta(days=2), instant)
+        shown_before = (_wall(change - _MICROSECOND, self.zone) for change in lately)
+        return max(_wall(instant, self.zone), *shown_before, datetime.min)
 
     def _intervals_until(self, instant: datetime) -> int:
         """The number of the interval slot at or before `instant`; the anchor is number 0, before it is -1."""
@@ -464,22 +511,46 @@ def jitter_offset(job_id: int | str, jitter_seconds: int) -> timedelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Slots one after another, both ends included."""
+
+    first: datetime
+    last: datetime
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class DueSlots:
     """The slots of a job that are due. After a long outage only the newest are listed."""
 
     slots: tuple[datetime, ...]
     """Oldest first, so the last one is the newest."""
-    unlisted: int = 0
-    """How many more are due, all older than those (see `Schedule.count` for how exact that is)."""
-    oldest: datetime | None = None
-    """The oldest slot due, listed or not."""
+    older: Span | None = None
+    """Those that are due and not listed."""
+
+    def after(self, schedule: Schedule, accounted: datetime) -> DueSlots:
+        """Those later than `accounted`."""
+        listed = tuple(slot for slot in self.slots if slot > accounted)
+        if self.older is None or accounted < self.older.first:
+            return DueSlots(listed, self.older)
+        first = schedule.next_after(accounted)
+        if first is None or first > self.older.last:
+            return DueSlots(listed)
+        return DueSlots(listed, Span(first, self.older.last, 1 + schedule.count(first, self.older.last)))
+
+
+class Missed(NamedTuple):
+    """A slot that will not run, or many, and why."""
+
+    slots: Span
+    reason: str
 
 
 class Misfire(NamedTuple):
-    """What becomes of due slots: run these, oldest first, and record those as skipped, each with its reason."""
+    """What becomes of due slots: run these, oldest first, and record those as skipped, oldest first."""
 
     run: list[datetime]
-    skip: list[tuple[datetime, str]]
+    skip: list[Missed]
 
 
 def due_slots(
@@ -499,10 +570,9 @@ def due_slots(
         return DueSlots(())
     slots = [first_due, *islice(_slots(schedule, first_due, until), limit)]
     if len(slots) <= limit:
-        return DueSlots(tuple(slots), oldest=first_due)
+        return DueSlots(tuple(slots))
     newest = schedule.latest_at_or_before(until) or first_due
-    # By halves, to a start that has about `limit` slots after it. It stays before the newest one, for there may
-    # be fewer slots than are counted when a change of the clock left some out.
+    # By halves, to a start that has `limit` slots after it, and no more than come within a second besides.
     start, end = first_due, newest
     while end - start > _SECOND:
         middle = start + (end - start) / 2
@@ -511,7 +581,9 @@ def due_slots(
         else:
             start = middle
     listed = deque(_slots(schedule, start, until), maxlen=limit)
-    return DueSlots(tuple(listed), schedule.count(first_due, listed[0]), first_due)
+    last = schedule.latest_at_or_before(listed[0] - _MICROSECOND)
+    last = first_due if last is None else max(first_due, last)
+    return DueSlots(tuple(listed), Span(first_due, last, 1 + schedule.count(first_due, last)))
 
 
 def _slots(schedule: Schedule, after: datetime, until: datetime) -> Iterator[datetime]:
@@ -528,8 +600,7 @@ def misfire(policy: str, due: DueSlots, now: datetime, grace_seconds: int = MISF
     * skip: the newest runs if it is within the grace;
     * run_all: the newest 100 run, oldest first.
 
-    Every other listed slot is skipped; the reason of the oldest one also tells of those that are not listed.
-    Raises Invalid on `misfire_policy`.
+    Every other slot is skipped. Raises Invalid on `misfire_policy`.
     """
     if policy not in MISFIRE_POLICIES:
         raise Invalid(
@@ -545,18 +616,16 @@ def misfire(policy: str, due: DueSlots, now: datetime, grace_seconds: int = MISF
     else:
         kept, why = 0, f"nothing runs later than the grace of {in_words(grace_seconds)}"
     split = max(0, len(due.slots) - kept)
-    skip = [
-        (slot, f"Missed by {in_words((now - slot).total_seconds())}: {why} (misfire_policy {policy})")
-        for slot in due.slots[:split]
-    ]
-    if skip and due.unlisted:
-        slot, reason = skip[0]
-        skip[0] = (
-            slot,
-            f"{reason}. {due.unlisted:,} older slots, from {due.oldest:%Y-%m-%d %H:%M:%S} UTC on, were missed too "
-            "and have no record of their own",
-        )
-    return Misfire(list(due.slots[split:]), skip)
+    older = [due.older] if due.older else []
+    spans = older + [Span(slot, slot, 1) for slot in due.slots[:split]]
+    return Misfire(list(due.slots[split:]), [_missed(span, now, why, policy) for span in spans])
+
+
+def _missed(slots: Span, now: datetime, why: str, policy: str) -> Missed:
+    late = in_words((now - slots.first).total_seconds())
+    if slots.count > 1:
+        late = f"{in_words((now - slots.last).total_seconds())} to {late}"
+    return Missed(slots, f"Missed by {late}: {why} (misfire_policy {policy})")
 
 
 def in_words(seconds: float, parts: int = 2) -> str:

@@ -459,8 +459,11 @@ def make_room(session: Session, job_id: int, active: Sequence[Any], now: datetim
 
 
 def count_skips(session: Session, rows: Sequence[Mapping[str, Any]], now: datetime) -> None:
-    """Roll up rows that were inserted as skipped."""
-    skips = Counter(row["cron_job"] for row in rows if row["status"] == Status.SKIPPED)
+    """Roll up the slots of rows that were inserted as skipped."""
+    skips: Counter[int] = Counter()
+    for row in rows:
+        if row["status"] == Status.SKIPPED:
+            skips[row["cron_job"]] += row["slots_count"]
     claims.add_skips(session, skips)
     roll_up(session, now, {job_id: ({Status.SKIPPED: count}, []) for job_id, count in sorted(skips.items())})
 

@@ -105,6 +105,10 @@ def enqueue_due(session: Session, limit: int = 100) -> int:
 @transactional
 def enqueue_due_of(session: Session, job_id: int) -> None:
     """Put the due slots of one job into the ledger, before an edit takes the settings away that they are due by."""
+    _enqueue_due_of(session, job_id)
+
+
+def _enqueue_due_of(session: Session, job_id: int) -> None:
     now = db.now(session)
     jobs = claims.lock_jobs(session, [job_id]).values()
     due = [job for job in jobs if job.enabled and job.next_run_time is not None and job.next_run_time <= now]
@@ -118,7 +122,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
     next_times: dict[int, datetime | None] = {}
     for job in jobs:
         try:
-            made, following, changes = _enqueue_job(around, job, now)
+            made, following, changes = _enqueue_job(session, around, job, now)
         except Exception as error:  # bad rows never stop the worker
             log.warning("the job cannot be scheduled: %s", error, extra={"job": job.id})
             _disable(session, job, f"cannot be scheduled: {error}")
@@ -138,12 +142,12 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
 
 
 def _enqueue_job(
-    around: slots.Surroundings, job: Any, now: datetime
+    session: Session, around: slots.Surroundings, job: Any, now: datetime
 ) -> tuple[list[dict[str, Any]], datetime | None, dict[str, Any]]:
     """Rows for one job's due slots, its next slot, and what else changes in its row."""
-    due = slots.due(job, now)
+    due = slots.due(session, job, now)
     chosen = misfire(job.misfire_policy, due, now, job.misfire_grace_seconds)
-    rows = [slots.skipped(job, slot, reason, now) for slot, reason in chosen.skip]
+    rows = [slots.missed(job, what, now) for what in chosen.skip]
     placed = _place(around, job, chosen.run, now)
     rows += placed
     changes = slots.after_runs(job, placed)
@@ -158,12 +162,13 @@ def _enqueue_job(
 def _place(
     around: slots.Surroundings, job: Any, chosen: Sequence[datetime], now: datetime
 ) -> list[dict[str, Any]]:
-    """Rows for the slots that are to run, as many as `max_runs` leaves."""
+    """Rows for the slots that are to run, as many as `max_runs` leaves; the others are skipped."""
     placed: list[dict[str, Any]] = []
     for slot in chosen:
-        if not slots.runs_left(job, placed):
-            break
-        placed.append(around.place(job, slot, now))
+        if slots.runs_left(job, placed):
+            placed.append(around.place(job, slot, now))
+        else:
+            placed.append(slots.skipped(job, slot, slots.MAX_RUNS_REACHED, now))
     return placed
 
 
@@ -518,6 +523,10 @@ def rerun(
     earlier = _read(session, execution_id)
     if earlier.status in ACTIVE:
         raise Conflict(f"Execution {execution_id} is {earlier.status}; only an ended one can run again")
+    if earlier.slots_count > 1:
+        raise Conflict(
+            f"Execution {execution_id} stands for {earlier.slots_count:,} missed slots; backfill those that are to run"
+        )
     job = _runnable_job(session, earlier.cron_job)
     again = _insert_asked_for(
         session,
@@ -543,6 +552,9 @@ def backfill(
 
     With `dry_run` only the list is made. Raises Invalid for an empty, future or too long range.
     """
+    if not dry_run:
+        # Else slots that are due would be served twice: by this and by whoever looks for them next.
+        _enqueue_due_of(session, job_id)
     job = _runnable_job(session, job_id)
     found = slots.backfill_slots(session, job, start, end)
     if not dry_run:

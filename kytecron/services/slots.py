@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from ..core import dependencies
 from ..core.dependencies import ParentState, Ready, Skip, Waiting
 from ..core.errors import Invalid
-from ..core.schedule import DueSlots, Schedule, due_slots, jitter_offset, next_slot
+from ..core.schedule import DueSlots, Missed, Schedule, due_slots, jitter_offset, next_slot
 from ..core.states import FINAL, Origin, Status
 from ..store import claims, db
 from ..store.claims import JOB, RUN
@@ -113,11 +113,18 @@ def _drawn_near(job: Any, now: datetime) -> datetime:
     return anchor - (anchor - after - timedelta(microseconds=1)) // interval * interval
 
 
-def due(job: Any, now: datetime) -> DueSlots:
+def due(session: Session, job: Any, now: datetime) -> DueSlots:
     """The slots of a job that have come since its next_run_time, that one included. Raises Invalid."""
     # Where the next slot comes of the run's end there is never more than one to be missed.
     until = job.next_run_time if counts_from_completion(job) else now
-    return due_slots(schedule_of(job), job.next_run_time, until, ends_at=job.ends_at)
+    schedule = schedule_of(job)
+    found = due_slots(schedule, job.next_run_time, until, ends_at=job.ends_at)
+    if found.older is None:
+        return found
+    # The unique key knows a row of many slots by its first alone. Some are in the ledger where somebody has set
+    # next_run_time back by hand.
+    accounted = claims.accounted_until(session, job.id, found.older.first, found.older.last)
+    return found if accounted is None else found.after(schedule, accounted)
 
 
 def plan_after_completion(job: Any, ended: datetime) -> datetime | None:
@@ -308,6 +315,14 @@ def skipped(
     )
 
 
+def missed(job: Any, what: Missed, now: datetime) -> dict[str, Any]:
+    """The row of a slot that was missed, or of many."""
+    row = skipped(job, what.slots.first, what.reason, now)
+    if what.slots.count > 1:
+        row |= {"slots_until": what.slots.last, "slots_count": what.slots.count}
+    return row
+
+
 # -- dependencies --------------------------------------------------------------------------------------------
 
 
@@ -422,7 +437,7 @@ def backfill_slots(session: Session, job: Any, start: datetime, end: datetime) -
         if len(found) > MAX_BACKFILL:
             raise Invalid({"to": f"the range holds more than {MAX_BACKFILL} slots; choose a shorter one"})
         slot = schedule.next_after(slot)
-    known = _statuses(session, job.id, start, end)
+    known = _missed_together(session, job.id, found) | _statuses(session, job.id, start, end)
     going = {Status.COMPLETED, Status.PENDING, Status.RUNNING}
     return [BackfillSlot(slot, known.get(slot), known.get(slot) not in going) for slot in found]
 
@@ -441,9 +456,24 @@ def _statuses(session: Session, job_id: int, start: datetime, end: datetime) -> 
     return known
 
 
+def _missed_together(session: Session, job_id: int, found: Sequence[datetime]) -> dict[datetime, str]:
+    """Those of the slots `found` that have no row of their own because they were missed with many others."""
+    if not found:
+        return {}
+    shared = claims.summaries(found[0], found[-1]).where(RUN.c.cron_job == job_id)
+    spans = session.execute(shared.with_only_columns(RUN.c.scheduled_time, RUN.c.slots_until)).all()
+    return {
+        slot: Status.SKIPPED
+        for slot in found
+        if any(span.scheduled_time <= slot <= span.slots_until for span in spans)
+    }
+
+
 def next_rerun(session: Session, job_id: int, slot: datetime) -> int:
     """The `rerun` number that makes another run of a slot a row of its own."""
     last = session.scalar(
         sa.select(sa.func.max(RUN.c.rerun)).where(RUN.c.cron_job == job_id, RUN.c.scheduled_time == slot)
     )
-    return 0 if last is None else last + 1
+    if last is None:
+        return int(claims.is_in_summary(session, job_id, slot))
+    return int(last) + 1

@@ -422,7 +422,11 @@ _ACTIVE_COLUMNS = tuple(
     )
 )
 _ENDED_COLUMNS = tuple(
-    RUN.c[name] for name in ("id", "status", "scheduled_time", "completed_at", "skipped_reason", "error")
+    RUN.c[name]
+    for name in (
+        *("id", "status", "scheduled_time", "completed_at", "skipped_reason", "error"),
+        *("slots_until", "slots_count"),
+    )
 )
 _OVERLAP = {
     "skip": "Slots that come until then are skipped (overlap_policy skip)",
@@ -467,7 +471,11 @@ _WAS = {
 
 
 def _execution(run: Any) -> str:
-    return f"Execution {run.id} (slot {_time(run.scheduled_time)})"
+    if getattr(run, "slots_count", 1) > 1:
+        slots = f"{run.slots_count:,} slots from {_time(run.scheduled_time)} to {_time(run.slots_until)}"
+    else:
+        slots = f"slot {_time(run.scheduled_time)}"
+    return f"Execution {run.id} ({slots})"
 
 
 def _by(change: CronAudit | None) -> str:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ..core.states import Claim, Status, StopRequest
+from ..core.states import Claim, Origin, Status, StopRequest
 from . import db, dialects
 from .dialects import Dialect
 from .models import (
@@ -237,6 +237,8 @@ def new_run(**values: Any) -> dict[str, Any]:
         "note": None,
         "triggered_by": None,
         "skipped_reason": None,
+        "slots_until": None,
+        "slots_count": 1,
         "completed_at": None,
         "output_bytes": 0,
     }
@@ -256,6 +258,25 @@ def _insert_or_keep(session: Session, table: Any, rows: Sequence[Mapping[str, An
 @lru_cache(maxsize=32)
 def _insertion(table: Any, columns: tuple[str, ...], on: Dialect) -> Prepared:
     return Prepared(on.insert_or_keep(table, values_of(table, columns)))
+
+
+def accounted_until(session: Session, job_id: int, first: datetime, last: datetime) -> datetime | None:
+    """The newest slot from `first` to `last` that the ledger has of a job, in a row of its own or with others."""
+    mine = (RUN.c.cron_job == job_id, RUN.c.rerun == 0, RUN.c.origin == Origin.SCHEDULE)
+    own = sa.select(sa.func.max(RUN.c.scheduled_time)).where(*mine, RUN.c.scheduled_time.between(first, last))
+    shared = sa.select(sa.func.max(RUN.c.slots_until)).where(*mine, RUN.c.slots_until >= first)
+    found = [when for when in (session.scalar(own), session.scalar(shared)) if when is not None]
+    return max(found, default=None)
+
+
+def is_in_summary(session: Session, job_id: int, slot: datetime) -> bool:
+    """Whether a slot has no row of its own because it was missed with many others, which share one."""
+    return session.scalar(summaries(slot, slot).where(RUN.c.cron_job == job_id).limit(1)) is not None
+
+
+def summaries(first: datetime, last: datetime) -> Any:
+    """A query for the rows that stand for many slots, among them some from `first` to `last`."""
+    return sa.select(RUN.c.id).where(RUN.c.slots_until >= first, RUN.c.scheduled_time <= last)
 
 
 def insert_run(session: Session, row: Mapping[str, Any]) -> int:

@@ -288,6 +288,10 @@ class CronJobExecution(Base):
     stack_trace: Mapped[str | None] = mapped_column(LongText, deferred=True)
     result: Mapped[Any | None] = mapped_column(sa.JSON(none_as_null=True), deferred=True)
     skipped_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    slots_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Of a row that stands for many missed slots, from `scheduled_time` on: the last of them."""
+    slots_count: Mapped[int] = _number(1)
+    """How many slots this row stands for."""
 
     __table_args__ = (
         # A second run of a slot is impossible, whoever tries.
@@ -301,6 +305,10 @@ class CronJobExecution(Base):
         sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
         sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
         sa.Index("ix_CronJobExecution_job", "cron_job"),
+        # Few rows have it.
+        sa.Index(
+            "ix_CronJobExecution_slots_until", "slots_until", sqlite_where=sa.text("slots_until IS NOT NULL")
+        ),
     )
 
 

@@ -7,7 +7,7 @@ is two statements: the ids of its page, found in an index, and their rows. Nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import eq, ge, lt
@@ -236,11 +236,11 @@ def executions(
     wanted = wanted or ExecutionFilter()
     _require_range(wanted.slot_from, wanted.slot_to)
     order, statuses = _execution_order(wanted)
-    indexed, scanned = _execution_conditions(wanted)
+    parts, scanned = _execution_parts(wanted, statuses), _scanned_conditions(wanted)
     if not scanned and not wanted.text:
-        return _execution_page(session, order, indexed, statuses, cursor, limit)
-    reach = (SCANNED_FOR_TEXT if wanted.text else SCANNED) // max(1, len(statuses))
-    window = order.sorted(_with_statuses(order, indexed, statuses, cursor, reach)).limit(reach)
+        return _execution_page(session, order, parts, cursor, limit)
+    reach = (SCANNED_FOR_TEXT if wanted.text else SCANNED) // len(parts)
+    window = order.sorted(_united(order, parts, cursor, reach)).limit(reach)
     matches = _matches(window, scanned, wanted.text)
     ids = list(session.scalars(order.page(matches, None, limit)))
     page = order.cut(_execution_rows(session, ids), limit, _execution_of)
@@ -263,27 +263,27 @@ def _execution_order(wanted: ExecutionFilter) -> tuple[Order, Sequence[str]]:
 
 def running(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[ExecutionRow]:
     """What runs now, the latest start first: also the locks, for a run holds its lease in its own row."""
-    return _execution_page(session, NEWEST_FIRST, [], [Status.RUNNING], cursor, limit)
+    return _execution_page(session, NEWEST_FIRST, [[RUNNING]], cursor, limit)
 
 
 def stale_locks(
     session: Session, now: datetime, *, cursor: str | None = None, limit: int = 50
 ) -> Page[ExecutionRow]:
     """Running executions whose lease has ended: their worker vanished, and nobody has noticed yet."""
-    return _execution_page(session, NEWEST_FIRST, [RUN.c.locked_until < now], [Status.RUNNING], cursor, limit)
+    return _execution_page(session, NEWEST_FIRST, [[RUN.c.locked_until < now, RUNNING]], cursor, limit)
 
 
 def pending(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[ExecutionRow]:
     """What waits: by the time it is due, then what waits for something else (`waiting_for`)."""
-    return _execution_page(session, NEXT_TO_START_FIRST, [], [Status.PENDING], cursor, limit)
+    return _execution_page(session, NEXT_TO_START_FIRST, [[PENDING]], cursor, limit)
 
 
 def failed(
     session: Session, since: datetime, *, cursor: str | None = None, limit: int = 50
 ) -> Page[ExecutionRow]:
     """Runs due since then that failed, timed out or were lost, the latest first."""
-    conditions = [RUN.c.due_time >= since]
-    return _execution_page(session, LATEST_DUE_FIRST, conditions, sorted(UNSUCCESSFUL), cursor, limit)
+    parts = [[RUN.c.due_time >= since, _has_status(one)] for one in sorted(UNSUCCESSFUL)]
+    return _execution_page(session, LATEST_DUE_FIRST, parts, cursor, limit)
 
 
 def execution(session: Session, execution_id: int) -> ExecutionDetail:
@@ -330,30 +330,39 @@ def status(session: Session, execution_id: int) -> str:
     return str(found)
 
 
-def _execution_conditions(wanted: ExecutionFilter) -> tuple[list[Any], list[Any]]:
-    """Conditions that an index serves, and those that take looking at rows."""
-    indexed = _given(
-        (RUN.c.cron_job, eq, wanted.job),
-        (RUN.c.scheduled_time, ge, wanted.slot_from),
-        (RUN.c.scheduled_time, lt, wanted.slot_to),
-    )
-    scanned = _given(
+Part = list[Any]
+"""Conditions that one index serves. No row meets those of two parts of a list."""
+
+
+def _execution_parts(wanted: ExecutionFilter, statuses: Sequence[str]) -> list[Part]:
+    """The parts of a list whose order has an index only within one status."""
+    common = _given((RUN.c.cron_job, eq, wanted.job), (RUN.c.scheduled_time, lt, wanted.slot_to))
+    conditions = common + _given((RUN.c.scheduled_time, ge, wanted.slot_from))
+    parts = [[*conditions, _has_status(one)] for one in dict.fromkeys(statuses)] or [conditions]
+    if wanted.slot_from is not None and (not statuses or Status.SKIPPED in statuses):
+        # Rows of many missed slots that begin before and reach into what is asked for.
+        reaching = [RUN.c.slots_until >= wanted.slot_from, RUN.c.scheduled_time < wanted.slot_from]
+        parts.append([*common, *reaching, _has_status(Status.SKIPPED)])
+    return parts
+
+
+def _scanned_conditions(wanted: ExecutionFilter) -> list[Any]:
+    """Conditions that take looking at rows."""
+    return _given(
         (RUN.c.origin, eq, wanted.origin),
         (RUN.c.locked_by, eq, wanted.worker),
         (RUN.c.version, eq, wanted.version),
     )
-    return indexed, scanned
 
 
 def _execution_page(
     session: Session,
     order: Order,
-    conditions: Iterable[Any],
-    statuses: Sequence[str],
+    parts: Sequence[Part],
     cursor: str | None,
     limit: int,
 ) -> Page[ExecutionRow]:
-    query = order.page(_with_statuses(order, list(conditions), statuses, cursor, limit + 1), None, limit)
+    query = order.page(_united(order, parts, cursor, limit + 1), None, limit)
     return order.cut(_execution_rows(session, list(session.scalars(query))), limit, _execution_of)
 
 
@@ -377,18 +386,13 @@ def _cursor_at(session: Session, order: Order, execution_id: int) -> str:
     return order.cursor(row.execution)
 
 
-def _with_statuses(
-    order: Order, conditions: list[Any], statuses: Sequence[str], cursor: str | None, most: int
-) -> Any:
-    """Ids that meet the conditions: for several statuses the first `most` of each, so that an index orders them."""
-    conditions = [*conditions, *order.after(cursor)]
-    if len(statuses) <= 1:
-        return sa.select(RUN.c.id).where(*conditions, *map(_has_status, statuses))
-    parts = [
-        order.sorted(sa.select(RUN.c.id).where(*conditions, _has_status(one))).limit(most).subquery()
-        for one in dict.fromkeys(statuses)
-    ]
-    united = sa.union_all(*(sa.select(part.c.id) for part in parts)).subquery()
+def _united(order: Order, parts: Sequence[Part], cursor: str | None, most: int) -> Any:
+    """Ids of the rows of all parts: of several the first `most` of each, so that an index orders them."""
+    selects = [sa.select(RUN.c.id).where(*part, *order.after(cursor)) for part in parts]
+    if len(selects) == 1:
+        return selects[0]
+    firsts = [order.sorted(select).limit(most).subquery() for select in selects]
+    united = sa.union_all(*(sa.select(first.c.id) for first in firsts)).subquery()
     return sa.select(RUN.c.id).join(united, united.c.id == RUN.c.id)
 
 

@@ -6,6 +6,7 @@ import math
 import sys
 import time as clock
 from datetime import UTC, datetime, time, timedelta
+from itertools import combinations
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -18,7 +19,9 @@ from kytecron.core.errors import Invalid
 from kytecron.core.schedule import (
     TZDATA_VERSION,
     DueSlots,
+    Missed,
     Schedule,
+    Span,
     due_slots,
     jitter_offset,
     misfire,
@@ -614,7 +617,8 @@ def decide(
 ) -> tuple[list[Any], list[Any]]:
     now = DUE + late
     decision = misfire(policy, due_slots(schedule, DUE, now), now, grace)
-    return decision.run, [slot for slot, _ in decision.skip]
+    assert all(what.slots.count == 1 or what is decision.skip[0] for what in decision.skip)
+    return decision.run, [what.slots.first for what in decision.skip]
 
 
 @pytest.mark.parametrize("policy", ["run_once", "skip", "run_all"])
@@ -646,25 +650,42 @@ def test_run_all_runs_the_newest_hundred_oldest_first() -> None:
     assert (run, skipped) == (minutes(*range(100)), [])
     run, skipped = decide("run_all", timedelta(minutes=250))
     assert run == minutes(*range(151, 251))
-    assert skipped == minutes(150)
+    assert skipped == minutes(0, 150), "the first stands for those before the second"
 
 
-def test_skipped_slots_say_why_and_the_oldest_tells_of_the_rest() -> None:
+def test_skipped_slots_say_why_and_the_older_ones_say_it_together() -> None:
     now = DUE + timedelta(minutes=250, seconds=5)
     due = due_slots(MINUTES, DUE, now)
-    assert (len(due.slots), due.unlisted, due.oldest) == (101, 150, DUE)
-    reasons = [reason for _, reason in misfire("run_once", due, now).skip]
+    assert due.older == Span(DUE, DUE + timedelta(minutes=149), 150)
+    assert list(due.slots) == minutes(*range(150, 251))
+    skip = misfire("run_once", due, now).skip
+    assert [what.slots.count for what in skip] == [150] + [1] * 100
+    reasons = [what.reason for what in skip]
     assert reasons[-1] == (
         "Missed by 1 minute 5 seconds: only the newest of the missed slots runs (misfire_policy run_once)"
     )
     assert reasons[0] == (
-        "Missed by 1 hour 40 minutes: only the newest of the missed slots runs (misfire_policy run_once). 150 older "
-        "slots, from 2026-11-23 22:00:00 UTC on, were missed too and have no record of their own"
+        "Missed by 1 hour 41 minutes to 4 hours 10 minutes: only the newest of the missed slots runs "
+        "(misfire_policy run_once)"
     )
     alone = misfire("skip", due_slots(every(7200), DUE, DUE + timedelta(hours=1)), DUE + timedelta(hours=1))
     assert alone.skip == [
-        (DUE, "Missed by 1 hour: nothing runs later than the grace of 1 minute (misfire_policy skip)")
+        Missed(
+            Span(DUE, DUE, 1),
+            "Missed by 1 hour: nothing runs later than the grace of 1 minute (misfire_policy skip)",
+        )
     ]
+
+
+def test_of_slots_that_are_accounted_for_only_the_later_ones_are_due() -> None:
+    due = due_slots(MINUTES, DUE, DUE + timedelta(minutes=250))
+    assert due.after(MINUTES, DUE - SECOND) == due
+    assert due.after(MINUTES, DUE).older == Span(
+        DUE + timedelta(minutes=1), DUE + timedelta(minutes=149), 149
+    )
+    assert due.after(MINUTES, DUE + timedelta(minutes=149)) == DueSlots(due.slots)
+    assert list(due.after(MINUTES, DUE + timedelta(minutes=248, seconds=1)).slots) == minutes(249, 250)
+    assert due.after(MINUTES, DUE + timedelta(minutes=250)) == DueSlots(())
 
 
 @pytest.mark.parametrize(
@@ -692,9 +713,64 @@ def test_a_year_of_missed_slots_costs_no_more_than_a_hundred(schedule: Schedule)
         assert quickest(lambda first=first: due_slots(schedule, first, DUE)) < 0.2
 
 
-def test_the_number_of_unlisted_slots_is_exact_for_intervals() -> None:
-    year = due_slots(every(1), DUE - timedelta(days=365), DUE)
-    assert year.unlisted == 365 * 86_400 + 1 - 101
+def test_a_year_of_seconds_is_counted_exactly() -> None:
+    older = due_slots(every(1), DUE - timedelta(days=365), DUE).older
+    assert older == Span(DUE - timedelta(days=365), DUE - 101 * SECOND, 365 * 86_400 + 1 - 101)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(
+        ["*/7 * * * *", "30 2 * * *", "0 * * * *", "5 0-3 * * *", "* 2 * * *", "59 23 31 * *", "0 0 * * *"]
+    ),
+    st.sampled_from(
+        [
+            *("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Africa/Cairo", "Pacific/Apia"),
+            *("Africa/Casablanca", "America/St_Johns", "Antarctica/Troll", "Pacific/Kwajalein", "UTC"),
+        ]
+    ),
+    st.sampled_from([1993, 2011, 2024, 2026]),
+    st.integers(0, 365 * 86_400 * 10**6),
+    st.integers(0, 50 * 86_400 * 10**6),
+)
+def test_slots_are_counted_as_they_are_walked_through_also_where_the_clock_changes(
+    expression: str, where: str, year: int, begin: int, length: int
+) -> None:
+    schedule = cron(expression, where)
+    first = datetime(year, 1, 1, tzinfo=UTC) + timedelta(microseconds=begin)
+    until = first + timedelta(microseconds=length)
+    number, slot = 0, schedule.next_after(first)
+    while slot is not None and slot <= until:
+        number += 1
+        slot = schedule.next_after(slot)
+    assert schedule.count(first, until) == number
+
+
+@pytest.mark.parametrize("expression", ["30 2 * * *", "*/10 * * * *", "15,45 1-3 * * *", "0 * * * *"])
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("Europe/Berlin", datetime(2026, 3, 29, 1, tzinfo=UTC)),
+        ("Europe/Berlin", datetime(2026, 10, 25, 1, tzinfo=UTC)),
+        ("Australia/Lord_Howe", datetime(2026, 4, 4, 15, tzinfo=UTC)),
+        ("Africa/Cairo", datetime(2026, 4, 23, 22, tzinfo=UTC)),
+        ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
+        ("Pacific/Kwajalein", datetime(1993, 8, 21, 12, tzinfo=UTC)),
+    ],
+)
+def test_slots_are_counted_to_the_second_around_a_change_of_the_clock(
+    expression: str, where: str, change: datetime
+) -> None:
+    schedule = cron(expression, where)
+    marks = [
+        change + timedelta(seconds=seconds) for seconds in (-7200, -1800, -1, 0, 1, 1800, 3600, 7200, 90_000)
+    ]
+    for begin, end in combinations(marks, 2):
+        number, slot = 0, schedule.next_after(begin)
+        while slot is not None and slot <= end:
+            number += 1
+            slot = schedule.next_after(slot)
+        assert schedule.count(begin, end) == number, (begin, end)
 
 
 @settings(max_examples=40, deadline=None)
@@ -714,7 +790,8 @@ def test_due_slots_are_the_newest_of_all(hours: int, expression: str) -> None:
         slot = following
     due = due_slots(schedule, first, now)
     assert list(due.slots) == everything[-101:]
-    assert due.unlisted == max(0, len(everything) - 101)
+    older = everything[:-101]
+    assert due.older == (Span(older[0], older[-1], len(older)) if older else None)
     assert schedule.count(first, now) == max(0, len(everything) - 1)
 
 

@@ -17,11 +17,11 @@ from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.services.lifecycle import Progress
-from kytecron.store import queries
+from kytecron.store import db, queries
 from kytecron.store.models import CronJob, CronJobExecution
 from kytecron.web.ansi import to_html
 from kytecron.web.listing import Frame, Note, trace
-from tests.factories import claim_one, runs_of
+from tests.factories import add_job, claim_one, runs_of
 from tests.pages import HELLO, Visitor, database, make_job, text_of, toast
 
 FAILING = """class Sync(CronJobBase):
@@ -492,3 +492,18 @@ def test_a_run_of_a_job_that_was_given_up_offers_to_recover_it(app: Flask, opera
     assert f'action="/jobs/{job.id}/recover"' in page
     operator.post(f"/jobs/{job.id}/recover")
     assert "Run again" in operator.get(f"/executions/{run}").text
+
+
+def test_a_row_of_many_missed_slots_says_so_and_offers_no_run(app: Flask, operator: Visitor) -> None:
+    with database(app) as session:
+        first = db.now(session).replace(microsecond=0) - timedelta(days=2)
+        job = add_job(session, interval_seconds=60, schedule_anchor=first, next_run_time=first)
+        lifecycle.enqueue_due(session)
+        summary = next(run for run in runs_of(session, job) if run.slots_count > 1)
+    number = f"{summary.slots_count:,}"
+    day = f"{first + timedelta(days=1):%Y-%m-%d}"
+    listed = text_of(operator.get(f"/executions?job={job.id}&from={day}&to={day}").text)
+    assert f"{number} slots, to" in listed
+    page = operator.get(f"/executions/{summary.id}").text
+    assert f"Last of {number} slots" in page
+    assert "Run again" not in page
