@@ -159,6 +159,7 @@ def _ledger(session: Session, job_id: int) -> dict[date, Day]:
             RUN.c.status,
             RUN.c.duration_ms,
             RUN.c.started_at,
+            RUN.c.slots_count,
             retried,
             sa.case((done, 1), else_=0).label("recovered"),
         )
@@ -169,7 +170,7 @@ def _ledger(session: Session, job_id: int) -> dict[date, Day]:
     keys = (kinds.c.day, kinds.c.status, kinds.c.retried, kinds.c.recovered)
     query = sa.select(
         *keys,
-        sa.func.count().label("number"),
+        sa.func.sum(kinds.c.slots_count).label("number"),
         sa.func.count(kinds.c.started_at).label("started"),
         sa.func.count(took).label("timed"),
         sa.func.coalesce(sa.func.sum(took), 0).label("duration_ms"),
@@ -182,7 +183,7 @@ def _ledger(session: Session, job_id: int) -> dict[date, Day]:
         on = row.day if isinstance(row.day, date) else date.fromisoformat(row.day)
         counts = days.setdefault(on, EMPTY | {"started": 0})
         added = {
-            row.status: row.number,
+            row.status: int(row.number),
             "started": row.started,
             "timed": row.timed,
             "duration_ms": row.duration_ms,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.core.errors import Conflict
 from kytecron.core.states import Status
-from kytecron.services import lifecycle, slots, why
+from kytecron.services import lifecycle, recount, slots, why
 from kytecron.services.audit import Actor
 from kytecron.store import db, figures, queries
 from kytecron.store.models import CronJob, CronJobExecution
@@ -160,6 +160,7 @@ def test_a_summary_counts_as_many_slots_as_it_stands_for(session: Session) -> No
     skipped = sum(row.slots_count for row in runs_of(session, job) if row.status == Status.SKIPPED)
     assert skipped == 3 * 24 * 60
     assert fresh(session, job).runs_skipped == skipped
+    assert recount.compare(session, job.id) == []
     assert figures.job_statistics(session, job.id, 30, db.now(session).date()).total.skipped == skipped
 
 
