@@ -27,10 +27,11 @@ from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
 from kytecron.services import deadletters, lifecycle, notify, webhook
 from kytecron.services.audit import Actor
+from kytecron.services.jobs import CronJobManager
 from kytecron.services.notify import SettledEvent, messages
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronOutbox
-from tests.factories import add_job, claim_one
+from tests.factories import add_job, claim_one, runs_of
 from tests.mariadb import free_port
 from tests.servers import Answer, MailServer, WebhookReceiver
 
@@ -182,6 +183,102 @@ def test_nobody_who_was_told_of_no_failure_is_told_that_it_works_again(session: 
         run(session, row, FAILED)
         deadletters.recover(session, row.id, ANNA)
     run(session, row, COMPLETED)
+    assert told(session) == []
+
+
+def fail_while_disabled(session: Session, row: CronJob, outcome: Outcome = FAILED) -> None:
+    """A slot that fails for good without a dead letter: nobody wants its retries."""
+    lifecycle.trigger(session, row.id, actor=ANNA)
+    session.rollback()
+    claim = claim_one(session)
+    CronJobManager(session, ANNA).disable(row.id)
+    lifecycle.settle(session, [(claim, outcome)])
+    CronJobManager(session, ANNA).enable(row.id)
+
+
+def cancel(session: Session, row: CronJob) -> None:
+    """Cancel the newest run of a job, which may be running."""
+    newest = runs_of(session, row)[-1]
+    lifecycle.cancel(session, newest.id, ANNA)
+
+
+def test_a_failure_is_over_with_the_next_success_whatever_was_called_off_between(session: Session) -> None:
+    row = resting(session)
+    fail_while_disabled(session, row)
+    lifecycle.trigger(session, row.id, actor=ANNA)
+    cancel(session, row)  # while it is pending
+    run(session, row, Outcome(Status.CANCELLED, error="no need"))
+    run(session, row, Outcome(Status.SKIPPED, skipped_reason="nothing new"))
+    run(session, row, FAILED)
+    cancel(session, row)  # its retry: this chain counts as nothing
+    assert told(session) == [("failure", "email")]
+    run(session, row, FAILED, COMPLETED)
+    assert told(session) == [("failure", "email"), ("recovery", "email")]
+    first, last = outbox(session)
+    assert last.payload["down_seconds"] == (last.created_at - first.created_at).total_seconds()
+
+
+def test_a_threshold_counts_slots_and_not_their_retries(session: Session) -> None:
+    row = resting(session, max_retries=2, notify_after_failures=3, notify_on_dead_letter=False)
+    run(session, row, FAILED, FAILED, FAILED)
+    assert told(session) == []
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, FAILED, FAILED, COMPLETED)
+    assert told(session) == []
+    for slot in (1, 2, 3, 4):
+        fail_while_disabled(session, row)
+        assert told(session) == [("failure", "email")] * (slot >= 3)
+    assert outbox(session)[0].payload["failures"] == 3
+    run(session, row, FAILED, FAILED, COMPLETED)
+    assert [kind for kind, _ in told(session)] == ["failure", "recovery"]
+
+
+def test_who_wants_no_failures_is_told_of_the_recovery_from_a_dead_letter_alone(session: Session) -> None:
+    row = resting(session, max_retries=1, notify_on_failure=False)
+    fail_while_disabled(session, row)
+    run(session, row, COMPLETED)
+    assert told(session) == []
+    run(session, row, FAILED, FAILED)
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, FAILED, COMPLETED)
+    assert [kind for kind, _ in told(session)] == ["dead_letter", "recovery"]
+
+
+def test_a_job_that_was_disabled_since_its_failure_works_again_with_its_next_success(
+    session: Session,
+) -> None:
+    row = resting(session, max_retries=0)
+    run(session, row, FAILED)
+    deadletters.recover(session, row.id, ANNA)
+    CronJobManager(session, ANNA).disable(row.id, "holiday")
+    CronJobManager(session, ANNA).enable(row.id)
+    run(session, row, COMPLETED)
+    assert [kind for kind, _ in told(session)] == ["dead_letter", "recovery"]
+
+
+def test_a_job_that_fails_again_after_its_recovery_was_down_all_the_time(session: Session) -> None:
+    row = resting(session, max_retries=1)
+    run(session, row, FAILED, FAILED)
+    deadletters.recover(session, row.id, ANNA)
+    fail_while_disabled(session, row)  # told already
+    run(session, row, FAILED, FAILED)
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, FAILED, COMPLETED)
+    assert [kind for kind, _ in told(session)] == ["dead_letter", "dead_letter", "recovery"]
+    first, _, last = outbox(session)
+    assert last.payload["down_seconds"] == (last.created_at - first.created_at).total_seconds()
+    # What comes later is a row of failures of its own.
+    run(session, row, FAILED, FAILED)
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, COMPLETED)
+    assert [kind for kind, _ in told(session)][3:] == ["dead_letter", "recovery"]
+
+
+def test_a_shutdown_of_workers_tells_nobody(session: Session) -> None:
+    row = resting(session)
+    interrupted = Outcome(Status.LOST, error="the worker was shut down", interrupted=True)
+    fail_while_disabled(session, row, interrupted)
+    run(session, row, interrupted, COMPLETED)
     assert told(session) == []
 
 

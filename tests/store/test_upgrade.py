@@ -5,11 +5,13 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import hashlib
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,11 +24,14 @@ from sqlalchemy.engine import Engine
 from kytecron.app import create_app
 from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Conflict
+from kytecron.core.states import UNSUCCESSFUL, Outcome, Status
+from kytecron.core.statistics import bucket
 from kytecron.requestdb import db as flask_db
-from kytecron.services import accounts, lifecycle, upgrading
+from kytecron.services import accounts, doctor, lifecycle, upgrading
 from kytecron.services.audit import Actor
-from kytecron.store import db, queries, schema
-from kytecron.store.models import CronJob
+from kytecron.services.recount import recount
+from kytecron.store import db, figures, queries, schema
+from kytecron.store.models import CronJob, CronJobExecution
 from tests.command_line import CODE, CommandLine, without_database
 from tests.factories import add_worker
 from tests.mariadb import MariaDB
@@ -40,8 +45,8 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
-def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """A database as the first release left it, with jobs and a hundred thousand runs."""
+def first_tables(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A database with the tables of the first release, empty."""
     settings = Settings(instance_path=tmp_path / "instance")
     if request.param == "mariadb":
         server: MariaDB = request.getfixturevalue("mariadb")
@@ -54,9 +59,17 @@ def first_release(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
         settings = dataclasses.replace(settings, database_url=url)
     engine = db.make_engine(settings)
     schema.upgrade(engine, FIRST)
-    fill(engine)
     engine.dispose()
     return settings
+
+
+@pytest.fixture
+def first_release(first_tables: Settings) -> Settings:
+    """A database as the first release left it, with jobs and a hundred thousand runs."""
+    engine = db.make_engine(first_tables)
+    fill(engine)
+    engine.dispose()
+    return first_tables
 
 
 def fill(engine: Engine) -> None:
@@ -139,6 +152,180 @@ def test_a_filled_database_of_the_first_release_works_on_after_the_upgrade(first
     assert client.get("/readyz").status_code == 200
     with app.app_context():
         flask_db.engine.dispose()
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+LETTERS = {"completed": "c", "failed": "f", "timeout": "t", "lost": "l", "cancelled": "x", "skipped": "s"}
+GONE = {"completed": 1, "failed": 3}
+"""What ended on days whose runs retention has removed, one slot with its retries."""
+
+
+class FirstRelease:
+    """Writes runs of one job as the first release did, with what it counted of them: attempts."""
+
+    def __init__(self, engine: Engine, today: datetime) -> None:
+        self.engine, self.today = (
+            engine,
+            today.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None),
+        )
+        known = sa.MetaData()
+        known.reflect(engine)
+        self.tables = known.tables
+        self.days: dict[int, Counter[str]] = defaultdict(Counter)
+        self.letters, self.failures, self.slots = "", 0, 0
+
+    def gone(self, days_ago: int) -> None:
+        """A day that was counted and whose runs are gone."""
+        self.days[days_ago].update(GONE)
+        self.letters += "fffc"
+        self.failures = 0
+
+    def chain(
+        self, days_ago: int, *statuses: str, rerun_of: datetime | None = None, begun: bool = True
+    ) -> datetime:
+        """One slot: its attempts, in order; `not begun` means that the last one never started."""
+        self.slots += 1
+        slot = rerun_of or self.today - timedelta(days=days_ago) + timedelta(minutes=self.slots)
+        at = self.today - timedelta(days=days_ago) + timedelta(minutes=self.slots)
+        rows = []
+        for attempt, status in enumerate(statuses):
+            at += timedelta(seconds=5)
+            ended = status not in ("pending", "running")
+            ran = status != "pending" and (begun or attempt < len(statuses) - 1)
+            rows.append(
+                {
+                    "cron_job": 1,
+                    "scheduled_time": slot,
+                    "rerun": int(rerun_of is not None),
+                    "retry_count": attempt,
+                    "status": status,
+                    "due_time": at,
+                    "started_at": at if ran else None,
+                    "locked_by": "old:1:a" if status == "running" else None,
+                    "locked_until": at if status == "running" else None,
+                    "completed_at": at if ended else None,
+                    "duration_ms": 8000 if ran and ended else None,
+                }
+            )
+            if ended:
+                self.days[days_ago][status] += 1
+                self.days[days_ago]["ran"] += ran
+                if ran:
+                    self.letters += LETTERS[status]
+                if status in UNSUCCESSFUL:
+                    self.failures += 1
+                elif status == "completed":
+                    self.failures = 0
+        with self.engine.begin() as connection:
+            connection.execute(self.tables["CronJobExecution"].insert(), rows)
+        return slot
+
+    def count(self) -> None:
+        """Write the job's row and its days."""
+        total: Counter[str] = sum(self.days.values(), Counter())
+        ran = sum(counts["ran"] or sum(GONE.values()) for counts in self.days.values())
+        job = {
+            "id": 1,
+            "name": "first",
+            "runs_total": ran,
+            "runs_completed": total["completed"],
+            "runs_failed": total["failed"] + total["lost"],
+            "runs_timeout": total["timeout"],
+            "duration_total_ms": 8000 * ran,
+            "recent_results": self.letters[-30:],
+            "consecutive_failures": self.failures,
+            "failing_since": self.today if self.failures else None,
+        }
+        days = [
+            {
+                "cron_job": 1,
+                "day": (self.today - timedelta(days=ago)).date(),
+                **{name: counts[name] for name in LETTERS},
+                "duration_ms": 8000 * (counts["ran"] or sum(GONE.values())),
+                "durations": json.dumps({bucket(8000): counts["ran"] or sum(GONE.values())}),
+            }
+            for ago, counts in self.days.items()
+        ]
+        with self.engine.begin() as connection:
+            connection.execute(self.tables["CronJob"].insert(), [job])
+            for day in days:
+                text = {name: sa.bindparam(name, type_=sa.Text) for name in ("durations",)}
+                connection.execute(self.tables["CronJobDailyStat"].insert().values({**day, **text}), [day])
+
+
+def test_a_filled_database_of_the_first_release_has_its_runs_counted_into_chains(
+    first_tables: Settings,
+) -> None:
+    engine = db.make_engine(first_tables)
+    with db.make_sessions(engine)() as session:
+        today = db.now(session)
+    old = FirstRelease(engine, today)
+    old.gone(40)
+    old.gone(39)
+    old.gone(20)  # of this day one run is left, the job's last failure at that time
+    old.chain(20, "failed")
+    old.chain(5, "failed", "failed", "completed")
+    failed = old.chain(5, "lost", "timeout", "failed")
+    old.chain(4, "skipped", begun=False)
+    old.chain(4, "cancelled", begun=False)
+    old.chain(4, "failed", "cancelled", begun=False)
+    old.chain(4, "cancelled")
+    old.chain(3, "completed", rerun_of=failed)
+    old.chain(2, "lost", "completed")
+    old.chain(1, "failed", "failed")
+    old.chain(0, "timeout", "pending")
+    old.chain(0, "running")
+    old.count()
+    upgrading.upgrade(engine, first_tables)
+    sessions = db.make_sessions(engine)
+    assert recount(sessions) == 1
+    day = {ago: (today - timedelta(days=ago)).date() for ago in range(41)}
+    with sessions() as session:
+        job = session.get_one(CronJob, 1)
+        assert (job.attempts_until, job.pruned_until) == (day[20], day[20])
+        assert (job.recent_results, job.consecutive_failures) == ("fcfxccf", 1)
+        summary = figures.execution_summary(job)
+        # 3 completed and 2 failed chains; of the days that are gone 3 completed and 10 failed attempts.
+        assert (summary["successful"], summary["failed"], summary["timeouts"]) == (6, 12, 0)
+        assert (summary["recovered"], summary["skipped"]) == (2, 1)
+        found = figures.job_statistics(session, 1, 41, today.date())
+        told = dict(found.days)
+        assert {one_day for one_day, one in told.items() if one.counted_as == "attempts"} == {
+            *(day[40], day[39], day[20])
+        }
+        assert (told[day[40]].completed, told[day[40]].failed, told[day[40]].attempts) == (1, 3, 4)
+        assert (told[day[20]].completed, told[day[20]].failed) == (1, 4)
+        assert (told[day[5]].completed, told[day[5]].failed, told[day[5]].attempts) == (1, 1, 6)
+        assert (told[day[5]].lost, told[day[5]].timeout, told[day[5]].recovered) == (0, 0, 1)
+        assert (told[day[4]].total, told[day[4]].attempts, told[day[4]].skipped) == (0, 1, 1)
+        assert told[day[5]].p50_duration_ms == 8000
+        assert told[day[0]].total == 0
+        session.rollback()
+        assert verdict_on_figures(engine, first_tables) == "ok"
+        # What was under way at the upgrade ends as this release counts.
+        lifecycle.reap(session)
+        while claimed := lifecycle.claim(session, "new:1:a", (), 5, 60.0):
+            done = Outcome(Status.COMPLETED, duration_ms=8000)
+            lifecycle.settle(session, [(run.claim, done) for run in claimed])
+            session.execute(sa.update(CronJobExecution).values(due_time=today - timedelta(days=1)))
+            session.commit()
+        session.refresh(job)
+        assert job.consecutive_failures == 0
+        assert figures.execution_summary(job)["successful"] >= 7
+        session.rollback()
+        assert verdict_on_figures(engine, first_tables) == "ok"
+    engine.dispose()
+
+
+def verdict_on_figures(engine: Engine, settings: Settings) -> str:
+    found = next(one for one in doctor.examine(engine, settings, ANNA) if one.check == "figures")
+    assert found.verdict == "ok", found.detail
+    return found.verdict
+
+
+# -- what stands in the way ----------------------------------------------------------------------------------
 
 
 def test_a_living_worker_of_another_version_is_named_and_stands_in_the_way(
