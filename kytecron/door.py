@@ -21,6 +21,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from .config import path_prefix
 from .core.addresses import is_host
+from .core.choices import Source
 from .requestdb import db
 from .services import audit
 from .services.audit import Actor
@@ -167,8 +168,8 @@ def _who() -> Actor:
     address = request.remote_addr or ""
     known: Actor | None = g.get("actor")
     if known is None and g.get("user") is not None:
-        known = Actor(g.user.username, "web", address)
-    return known or Actor("", "web", address)
+        known = Actor(g.user.username, Source.WEB, address)
+    return known or Actor("", Source.WEB, address)
 
 
 def _what() -> str:

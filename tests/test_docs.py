@@ -21,9 +21,10 @@ from sqlalchemy.orm import Session
 
 from kytecron.config import ROOT, Settings
 from kytecron.core import retry
+from kytecron.core.choices import MisfirePolicy, RetryStrategy, ScheduleType
 from kytecron.core.errors import Invalid
 from kytecron.core.jobspec import DEFAULTS
-from kytecron.core.schedule import MISFIRE_POLICIES, SCHEDULE_TYPES, Schedule
+from kytecron.core.schedule import Schedule
 from kytecron.engine.main import _parser
 from kytecron.engine.server import KEPT_VARIABLES
 from kytecron.services.jobs import CronJobManager, parents_of
@@ -290,10 +291,10 @@ def test_the_defaults_are_those_of_the_table() -> None:
 
 
 def test_every_type_and_policy_has_its_row() -> None:
-    assert [code(row[0]) for row in table("`schedule_type`")] == list(SCHEDULE_TYPES)
-    assert [code(row[0]) for row in table("`misfire_policy`")] == list(MISFIRE_POLICIES)
+    assert [code(row[0]) for row in table("`schedule_type`")] == list(ScheduleType)
+    assert [code(row[0]) for row in table("`misfire_policy`")] == list(MisfirePolicy)
     assert [code(row[0]) for row in table("`overlap_policy`")] == ["skip", "queue", "allow", "replace"]
-    assert [code(row[0]) for row in table("`retry_strategy`")] == [str(name) for name in retry.Strategy]
+    assert [code(row[0]) for row in table("`retry_strategy`")] == list(RetryStrategy)
 
 
 def test_the_other_messages_are_as_they_are_printed() -> None:

@@ -22,9 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from ..core.jobspec import JobFields
+from ..core.choices import IntervalAnchor, ScheduleType, Source
+from ..core.jobspec import JobFields, OneOf
 from ..core.preview import MAX_PREVIEW
-from ..core.schedule import SCHEDULE_TYPES
 from ..core.source import EXAMPLE, MAX_BYTES
 from ..core.states import Origin, Status
 from ..services import accounts, bulk, jobs, secrets, transfer
@@ -59,6 +59,7 @@ Moment = Annotated[datetime, BeforeValidator(_moment), AfterValidator(_in_utc)]
 JobId = Annotated[int, Field(ge=1, le=LARGEST)]
 VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
+OneScheduleType = Annotated[str, OneOf(ScheduleType)]
 
 
 # -- queries -------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class JobsQuery(ListQuery):
     q: Word | None = Field(None, description="Part of the name or the description")
     status: Literal[tuple(JOB_STATUSES)] | None = None  # type: ignore[valid-type]
     tag: Word | None = None
-    schedule_type: Literal[SCHEDULE_TYPES] | None = None  # type: ignore[valid-type]
+    schedule_type: OneScheduleType | None = None
     last_result: Literal[(*Status, NEVER_RAN)] | None = Field(  # type: ignore[valid-type]
         None, description="How the last run ended"
     )
@@ -178,7 +179,7 @@ class AuditQuery(ListQuery):
 
     actor: Word | None = None
     action: Word | None = None
-    source: Literal["web", "api", "cli", "worker", "python"] | None = None
+    source: Annotated[str, OneOf(Source)] | None = None
     subject_type: Word | None = None
     subject_id: Word | None = None
     at_from: Moment | None = Field(None, alias="from")
@@ -205,7 +206,6 @@ Code = Annotated[
     ),
 ]
 Line = Annotated[str, Field(max_length=500)]
-ScheduleType = Literal[SCHEDULE_TYPES]  # type: ignore[valid-type]
 
 # What a form or a Python call may write in several ways has one way in JSON.
 JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
@@ -222,7 +222,7 @@ class JobInput(JobFields, Judged):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    schedule_type: ScheduleType = "manual"
+    schedule_type: OneScheduleType = "manual"
     message: Line = Field("", description="What is new in the code")
     allow_concurrent: bool = Field(False, deprecated=True, description="overlap_policy allow (true) or skip")
     depends_on_job: JobId | None = Field(None, deprecated=True, description="One id in depends_on")
@@ -339,10 +339,10 @@ class CodeBody(Body):
 class PreviewBody(Body):
     """A schedule: the fields of a job that say when it runs."""
 
-    schedule_type: ScheduleType
+    schedule_type: OneScheduleType
     cron_expression: Annotated[str, Field(max_length=1000)] | None = None
     interval_seconds: int | None = None
-    interval_anchor: Literal["schedule", "completion"] = "schedule"
+    interval_anchor: Annotated[str, OneOf(IntervalAnchor)] = "schedule"
     time_of_day: Annotated[str, Field(max_length=100)] | None = None
     day_of_week: (
         int | Annotated[str, Field(max_length=100)] | Annotated[list[int], Field(max_length=7)] | None
@@ -369,7 +369,7 @@ class JobsFilter(Body):
     q: Word | None = None
     status: Literal[tuple(JOB_STATUSES)] | None = None  # type: ignore[valid-type]
     tag: Word | None = None
-    schedule_type: ScheduleType | None = None
+    schedule_type: OneScheduleType | None = None
     last_result: Literal[(*Status, NEVER_RAN)] | None = None  # type: ignore[valid-type]
 
 
@@ -386,7 +386,7 @@ class BulkBody(Body):
 
 # -- bodies about people -------------------------------------------------------------------------------------
 
-Role = Literal[accounts.ROLES]  # type: ignore[valid-type]
+Role = Annotated[str, OneOf(accounts.ROLES)]
 
 
 class NewUser(Body, Judged):

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from ..config import Settings
+from ..core.choices import Role, Source
 from ..core.errors import Forbidden, Invalid, NotFound
 from ..requestdb import db
 from ..services import accounts, idempotency, jobs, throttle
@@ -154,7 +155,7 @@ def route(
     steps: bool = False,
     tells_secret: bool = False,
 ) -> Callable[[View], View]:
-    """Declare a view as the answer to `rule`: a method and a path below PREFIX."""
+    """Declare a view as the answer to `rule`: a method and a path below PREFIX, for a Role or for PUBLIC."""
     method, path = rule.split()
 
     def declare(view: View) -> View:
@@ -163,7 +164,7 @@ def route(
             Route(
                 method=method,
                 path=path,
-                role=role,
+                role=role if role == PUBLIC else Role(role),
                 view=view,
                 numbers=tuple(re.findall(r"{(\w+)}", path)),
                 query=hints.get("query"),
@@ -292,7 +293,7 @@ def caller(role: str) -> Call:
     settings: Settings = current_app.extensions["kytecron.settings"]
     ip = request.remote_addr or ""
     if role == PUBLIC:
-        return Call(session, settings, database.now(session), 0, PUBLIC, Actor("anonymous", "api", ip))
+        return Call(session, settings, database.now(session), 0, PUBLIC, Actor("anonymous", Source.API, ip))
     scheme, _, plain = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not plain.strip():
         raise errors.Unauthorized('Bearer realm="kytecron"')
@@ -301,7 +302,7 @@ def caller(role: str) -> Call:
     if token is None:
         raise errors.Unauthorized('Bearer realm="kytecron", error="invalid_token"')
     # A writing transaction forgets what was read before it, so the plain values are taken here.
-    g.actor = Actor(f"token:{token.name}"[:100], "api", ip)
+    g.actor = Actor(f"token:{token.name}"[:100], Source.API, ip)
     call = Call(session, settings, now, token.id, token.role, g.actor)
     call.require(role)
     return call

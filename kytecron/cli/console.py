@@ -23,8 +23,10 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings
 from ..core import ansi, diff
+from ..core.choices import Source
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
+from ..core.states import Status
 from ..core.untrusted import HIDDEN
 from ..services.audit import Actor
 from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
@@ -73,7 +75,7 @@ def actor() -> Actor:
         name = getpass.getuser()
     except (KeyError, OSError):  # a container may run under a number that has no name
         name = f"uid {os.getuid()}"
-    return Actor(name, "cli")
+    return Actor(name, Source.CLI)
 
 
 # -- errors --------------------------------------------------------------------------------------------------
@@ -251,11 +253,22 @@ def _plain_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join(padded).rstrip())
 
 
-_COLOURS = {
-    **dict.fromkeys(("completed", "enabled", "alive", "ok", "fixed"), "green"),
-    **dict.fromkeys(("failed", "timeout", "lost", "dead letter", "problem", "silent", "stale"), "red"),
-    **dict.fromkeys(("running", "pending", "warning", "draining"), "yellow"),
-    **dict.fromkeys(("disabled", "skipped", "cancelled", "stopped"), "dim"),
+STATUS_COLOURS: dict[str, str] = {
+    Status.PENDING: "yellow",
+    Status.RUNNING: "yellow",
+    Status.COMPLETED: "green",
+    Status.FAILED: "red",
+    Status.TIMEOUT: "red",
+    Status.LOST: "red",
+    Status.CANCELLED: "dim",
+    Status.SKIPPED: "dim",
+}
+_COLOURS: dict[str, str] = {
+    **STATUS_COLOURS,
+    **dict.fromkeys(("enabled", "alive", "ok", "fixed"), "green"),
+    **dict.fromkeys(("dead letter", "problem", "silent", "stale"), "red"),
+    **dict.fromkeys(("warning", "draining"), "yellow"),
+    **dict.fromkeys(("disabled", "stopped"), "dim"),
 }
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.choices import ScheduleType
 from ..core.errors import Invalid
-from ..core.jobspec import DEFAULTS, SCHEDULE_TYPES, JobFields
+from ..core.jobspec import DEFAULTS, JobFields
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
@@ -57,7 +58,7 @@ def manager() -> CronJobManager:
 @click.option("--q", help="Part of the name or the description.")
 @click.option("--status", type=click.Choice(list(JOB_STATUSES)))
 @click.option("--tag")
-@click.option("--schedule-type", type=click.Choice(SCHEDULE_TYPES))
+@click.option("--schedule-type", type=click.Choice([*map(str, ScheduleType)]))
 @click.option(
     "--last-result", type=click.Choice([*map(str, Status), NEVER_RAN]), help="How the last run ended."
 )

@@ -10,7 +10,7 @@ from ..services import accounts
 from . import console, shapes
 from .console import ID, Group, json_option, say, yes_option
 
-ROLE = click.Choice(accounts.ROLES)
+ROLE = click.Choice([*map(str, accounts.ROLES)])
 
 
 @click.group(cls=Group)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from kytecron.core.states import Status
+from kytecron.core.states import ENDED, Status
 
 TEXT_LENGTH = 500
 """Characters of a reason or of what is waited for: as much as their columns hold."""
@@ -150,19 +150,10 @@ def _problem(parent: ParentState, slot: datetime, since: datetime | None) -> str
     if parent.latest_status is None:
         return "has never run"
     if parent.latest_status != Status.COMPLETED:
-        return _ENDED.get(parent.latest_status, "has not ended")
+        return ENDED.get(parent.latest_status, "has not ended")
     if since is not None and not _completed_since(parent, since):
         return f"has not completed again since {_time(since)}, when this job last ran with success"
     return None
-
-
-_ENDED = {
-    Status.FAILED: "failed",
-    Status.TIMEOUT: "ran into its time limit",
-    Status.LOST: "was lost with its worker",
-    Status.CANCELLED: "was cancelled",
-    Status.SKIPPED: "was skipped",
-}
 
 
 def _completed_since(parent: ParentState, instant: datetime | None) -> bool:

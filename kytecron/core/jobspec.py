@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -22,8 +22,17 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, core_schema
 
+from .choices import (
+    DependencyMode,
+    IntervalAnchor,
+    LostContact,
+    MisfirePolicy,
+    OverlapPolicy,
+    RetryStrategy,
+    ScheduleType,
+)
 from .errors import Invalid
 from .untrusted import MAX_TOLD, name_problem, visible
 
@@ -36,7 +45,6 @@ TAG = re.compile(r"[\w][\w.:/-]{0,63}")
 EMAIL = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
 
 DAY = 86_400
-SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
 
 
 def _blank_is_none(value: Any) -> Any:
@@ -65,6 +73,16 @@ def _in_utc(value: datetime | None) -> datetime | None:
     return value.astimezone(UTC)
 
 
+class OneOf:
+    """Makes `Annotated[str, OneOf(Words)]` a word of an enum, kept and described as the word itself."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = [*map(str, words)]
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.literal_schema(self._words)
+
+
 Text = Annotated[str | None, BeforeValidator(_blank_is_none)]
 Number = Annotated[int | None, BeforeValidator(_blank_is_none)]
 Moment = Annotated[
@@ -84,12 +102,12 @@ class JobFields(BaseModel):
     description: str = Field("", max_length=2000)
     tags: list[str] = Field(default_factory=list, max_length=20, description="Words to filter by")
 
-    schedule_type: str = Field("manual", description="One of: " + ", ".join(SCHEDULE_TYPES))
+    schedule_type: str = Field("manual", description="One of: " + ", ".join(ScheduleType))
     cron_expression: Text = Field(
         None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly"
     )
     interval_seconds: Number = Field(None, description="Seconds between two slots")
-    interval_anchor: Literal["schedule", "completion"] = Field(
+    interval_anchor: Annotated[str, OneOf(IntervalAnchor)] = Field(
         "schedule", description="Count from the schedule's beginning, or from the end of the last run"
     )
     time_of_day: Text = Field(None, description="HH:MM or HH:MM:SS, local time in the job's zone")
@@ -117,29 +135,29 @@ class JobFields(BaseModel):
     )
     priority: int = Field(5, ge=0, le=9, description="9 starts first, 0 last; age wins in the end")
     worker_tag: str = Field("", max_length=64, description="Run only on workers with this tag")
-    overlap_policy: Literal["skip", "queue", "allow", "replace"] = Field(
+    overlap_policy: Annotated[str, OneOf(OverlapPolicy)] = Field(
         "skip", description="What to do with a slot while the previous run goes on"
     )
     queue_length: int = Field(
         1, ge=1, le=1000, description="How many runs may wait under overlap_policy queue; more are skipped"
     )
-    misfire_policy: Literal["run_once", "skip", "run_all"] = Field(
+    misfire_policy: Annotated[str, OneOf(MisfirePolicy)] = Field(
         "run_once", description="What to do with slots that were missed"
     )
     misfire_grace_seconds: int = Field(60, ge=1, le=30 * DAY, description="A slot later than this was missed")
-    on_lost_contact: Literal["stop", "continue"] = Field(
+    on_lost_contact: Annotated[str, OneOf(LostContact)] = Field(
         "stop", description="What becomes of a run whose worker cannot reach the database"
     )
 
     max_retries: int = Field(3, ge=0, le=100)
-    retry_strategy: Literal["exponential", "fixed", "immediate"] = "exponential"
+    retry_strategy: Annotated[str, OneOf(RetryStrategy)] = "exponential"
     retry_delay_seconds: int = Field(60, ge=0, le=7 * DAY)
     retry_max_delay_seconds: int = Field(3600, ge=0, le=30 * DAY)
 
     depends_on: list[int] = Field(
         default_factory=list, max_length=MAX_PARENTS, description="Ids of the parent jobs"
     )
-    dependency_mode: Literal["gate", "trigger"] = Field(
+    dependency_mode: Annotated[str, OneOf(DependencyMode)] = Field(
         "gate", description="gate: own clock, waits for the parents. trigger: runs when the parents completed"
     )
     dependency_timeout_seconds: int = Field(3600, ge=1, le=30 * DAY)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
+from kytecron.core.choices import ScheduleType
 from kytecron.core.cron import Calendar, Step, parse_cron, steps
 from kytecron.core.schedule import Schedule, first_change, in_words, next_slot
 
@@ -42,7 +43,7 @@ def preview(
 @lru_cache(maxsize=4096)
 def describe(schedule: Schedule) -> str:
     """One English sentence, without a full stop: `At 02:30 every day, Europe/Berlin time`."""
-    if schedule.schedule_type == "manual":
+    if schedule.schedule_type is ScheduleType.MANUAL:
         return "Only when triggered, by hand, by API or by its parents"
     if schedule.interval_seconds is not None:
         words = in_words(schedule.interval_seconds, parts=4)
@@ -132,7 +133,7 @@ def warnings(
     ends_at: datetime | None = None,
 ) -> list[str]:
     """What about this schedule may surprise its owner in the 13 months from `after` on, each a sentence."""
-    if schedule.schedule_type == "manual":
+    if schedule.schedule_type is ScheduleType.MANUAL:
         return []
     slots = preview(schedule, after, MAX_PREVIEW, starts_at, ends_at)
     if not slots:

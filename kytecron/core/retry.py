@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+from typing import assert_never
 
+from kytecron.core.choices import RetryStrategy
 from kytecron.core.states import FINAL, UNSUCCESSFUL, Outcome, Status
-
-
-class Strategy(StrEnum):
-    """How long a failed chain waits before its next attempt."""
-
-    EXPONENTIAL = "exponential"
-    FIXED = "fixed"
-    IMMEDIATE = "immediate"
-
 
 LONGEST_DELAY = timedelta(days=366)
 """No row, however wrong, makes a delay that a datetime cannot hold."""
@@ -28,7 +20,7 @@ REASON_LENGTH = 500
 class Policy:
     """A job's retry settings, as its row says them. Delays are in seconds."""
 
-    strategy: str = Strategy.EXPONENTIAL
+    strategy: str = RetryStrategy.EXPONENTIAL
     max_retries: int = 3
     delay_seconds: int = 60
     max_delay_seconds: int = 3600
@@ -82,13 +74,17 @@ def decide(
 
 def delay(policy: Policy, attempt: int) -> timedelta:
     """How long the chain waits after attempt `attempt` failed. An unknown strategy counts as exponential."""
-    if policy.strategy == Strategy.IMMEDIATE:
-        return timedelta(0)
-    if policy.strategy == Strategy.FIXED:
-        return _seconds(policy.delay_seconds)
-    # 2 ** 64 exceeds every ceiling; a larger exponent would only cost memory.
-    growing = policy.delay_seconds * 2 ** min(max(attempt, 0), 64)
-    return _seconds(min(growing, policy.max_delay_seconds))
+    match RetryStrategy.of(policy.strategy):
+        case RetryStrategy.IMMEDIATE:
+            return timedelta(0)
+        case RetryStrategy.FIXED:
+            return _seconds(policy.delay_seconds)
+        case RetryStrategy.EXPONENTIAL:
+            # 2 ** 64 exceeds every ceiling; a larger exponent would only cost memory.
+            growing = policy.delay_seconds * 2 ** min(max(attempt, 0), 64)
+            return _seconds(min(growing, policy.max_delay_seconds))
+        case never:
+            assert_never(never)
 
 
 def _seconds(seconds: int) -> timedelta:
@@ -96,10 +92,10 @@ def _seconds(seconds: int) -> timedelta:
 
 
 def _note(policy: Policy) -> str | None:
-    if policy.strategy in set(Strategy):
+    if policy.strategy in set(RetryStrategy):
         return None
-    known = ", ".join(Strategy)
-    return f"retry_strategy {policy.strategy!r} is not one of {known}: taken as {Strategy.EXPONENTIAL}"
+    known = ", ".join(RetryStrategy)
+    return f"retry_strategy {policy.strategy!r} is not one of {known}: taken as {RetryStrategy.EXPONENTIAL}"
 
 
 def _how_often(attempt: int) -> str:

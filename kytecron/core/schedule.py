@@ -26,24 +26,21 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 from zoneinfo import ZoneInfo
 
 import tzdata  # type: ignore[import-untyped]
 
+from kytecron.core.choices import MisfirePolicy, ScheduleType
 from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron, shown
 from kytecron.core.errors import Invalid
 from kytecron.core.zones import zone_names
 
-SCHEDULE_TYPES = ("cron", "interval", "daily", "weekly", "monthly", "manual")
-MISFIRE_POLICIES = ("run_once", "skip", "run_all")
 MISFIRE_GRACE_SECONDS = 60
 MAX_CATCH_UP = 100
 """How many slots `run_all` runs, and how many skipped slots get a row of their own; older ones share one."""
 
 TZDATA_VERSION: str = tzdata.IANA_VERSION
-OFFSETS_MATTER = ("cron", "daily", "weekly", "monthly")
-"""The schedule types whose slots depend on a time zone, and so on the version of tzdata."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_INTERVAL_SECONDS = 3650 * 86_400
 
@@ -200,14 +197,25 @@ def _read_zone(value: Any) -> str:
     return zone(value.strip()).key
 
 
-_NEEDED = {
-    "cron": ("cron_expression",),
-    "interval": ("interval_seconds",),
-    "daily": ("time_of_day",),
-    "weekly": ("day_of_week", "time_of_day"),
-    "monthly": ("day_of_month", "time_of_day"),
-    "manual": (),
+class _Kind(NamedTuple):
+    """What there is to know of a schedule type."""
+
+    needed: tuple[str, ...]
+    """The fields that say when its slots are."""
+    on_the_wall: bool
+    """Whether its slots depend on a time zone, and so on the version of tzdata."""
+
+
+_KINDS: dict[ScheduleType, _Kind] = {
+    ScheduleType.CRON: _Kind(("cron_expression",), True),
+    ScheduleType.INTERVAL: _Kind(("interval_seconds",), False),
+    ScheduleType.DAILY: _Kind(("time_of_day",), True),
+    ScheduleType.WEEKLY: _Kind(("day_of_week", "time_of_day"), True),
+    ScheduleType.MONTHLY: _Kind(("day_of_month", "time_of_day"), True),
+    ScheduleType.MANUAL: _Kind((), False),
 }
+OFFSETS_MATTER = tuple(kind for kind, one in _KINDS.items() if one.on_the_wall)
+"""The schedule types whose slots depend on a time zone."""
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "cron_expression": (
         _read_cron,
@@ -232,9 +240,15 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+def schedule_type_of(word: object) -> ScheduleType | None:
+    """Return the schedule type that a form, JSON or a row means, if it is one."""
+    return ScheduleType(word) if isinstance(word, str) and word in set(ScheduleType) else None
+
+
 def unused_problems(schedule_type: object, given: Mapping[str, Any]) -> dict[str, str]:
     """What is wrong with those of the given fields that a schedule of this type does not need."""
-    needed = _NEEDED.get(schedule_type, ()) if isinstance(schedule_type, str) else ()
+    kind = schedule_type_of(schedule_type)
+    needed = _KINDS[kind].needed if kind else ()
     problems: dict[str, str] = {}
     for name in _READERS.keys() - needed:
         read, hint = _READERS[name]
@@ -266,7 +280,7 @@ def _wall_times(values: dict[str, Any]) -> dict[str, Any]:
 class Schedule:
     """One checked definition of when a job is due; hashable. Make it with `from_fields`."""
 
-    schedule_type: str
+    schedule_type: ScheduleType
     timezone: str
     cron_expression: str | None = None
     interval_seconds: int | None = None
@@ -314,10 +328,10 @@ class Schedule:
         }
         problems: dict[str, str] = {}
         values: dict[str, Any] = {}
-        kind = schedule_type if isinstance(schedule_type, str) else ""
-        if kind not in _NEEDED:
-            problems["schedule_type"] = f"Invalid schedule_type. Must be one of: {', '.join(SCHEDULE_TYPES)}"
-        for name in _NEEDED.get(kind, ()):
+        kind = schedule_type_of(schedule_type)
+        if kind is None:
+            problems["schedule_type"] = f"Invalid schedule_type. Must be one of: {', '.join(ScheduleType)}"
+        for name in _KINDS[kind].needed if kind else ():
             read, hint = _READERS[name]
             value = given[name]
             if _blank(value):
@@ -327,7 +341,7 @@ class Schedule:
                 values[name] = read(value)
             except Refused as refused:
                 problems[name] = str(refused) or f"Invalid {name} {shown(value)}. {hint}"
-        if kind == "interval" and anchor is not None:
+        if kind is ScheduleType.INTERVAL and anchor is not None:
             try:
                 values["anchor"] = _read_anchor(anchor)
             except Refused:
@@ -336,9 +350,9 @@ class Schedule:
             values["timezone"] = _read_zone(timezone)
         except Invalid as invalid:
             problems |= invalid.fields
-        if problems:
+        if problems or kind is None:
             raise Invalid(problems)
-        return cls(schedule_type=str(kind), **values, **_wall_times(values))
+        return cls(schedule_type=kind, **values, **_wall_times(values))
 
     def next_after(self, instant: datetime) -> datetime | None:
         """The first slot later than `instant` (aware), in UTC; None if there is none."""
@@ -602,19 +616,25 @@ def misfire(policy: str, due: DueSlots, now: datetime, grace_seconds: int = MISF
 
     Every other slot is skipped. Raises Invalid on `misfire_policy`.
     """
-    if policy not in MISFIRE_POLICIES:
+    if policy not in set(MisfirePolicy):
         raise Invalid(
-            {"misfire_policy": f"Invalid misfire_policy. Must be one of: {', '.join(MISFIRE_POLICIES)}"}
+            {"misfire_policy": f"Invalid misfire_policy. Must be one of: {', '.join(MisfirePolicy)}"}
         )
     if not due.slots:
         return Misfire([], [])
     within_grace = now - due.slots[-1] <= timedelta(seconds=grace_seconds)
-    if policy == "run_all":
-        kept, why = MAX_CATCH_UP, f"only the newest {MAX_CATCH_UP} missed slots are caught up"
-    elif policy == "run_once" or within_grace:
-        kept, why = 1, "only the newest of the missed slots runs"
-    else:
-        kept, why = 0, f"nothing runs later than the grace of {in_words(grace_seconds)}"
+    newest = 1, "only the newest of the missed slots runs"
+    match MisfirePolicy(policy):
+        case MisfirePolicy.RUN_ALL:
+            kept, why = MAX_CATCH_UP, f"only the newest {MAX_CATCH_UP} missed slots are caught up"
+        case MisfirePolicy.RUN_ONCE:
+            kept, why = newest
+        case MisfirePolicy.SKIP if within_grace:
+            kept, why = newest
+        case MisfirePolicy.SKIP:
+            kept, why = 0, f"nothing runs later than the grace of {in_words(grace_seconds)}"
+        case never:
+            assert_never(never)
     split = max(0, len(due.slots) - kept)
     older = [due.older] if due.older else []
     spans = older + [Span(slot, slot, 1) for slot in due.slots[:split]]

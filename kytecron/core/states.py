@@ -33,6 +33,16 @@ FINAL = frozenset(Status) - ACTIVE
 UNSUCCESSFUL = frozenset({Status.FAILED, Status.TIMEOUT, Status.LOST})
 """The endings that count as a failure: they are retried, counted and told."""
 
+ENDED = {
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.TIMEOUT: "ran into its time limit",
+    Status.LOST: "was lost with its worker",
+    Status.CANCELLED: "was cancelled",
+    Status.SKIPPED: "was skipped",
+}
+"""How a run ended, as the phrase that follows its name."""
+
 MOVES: dict[Status, frozenset[Status]] = {
     Status.PENDING: frozenset({Status.RUNNING, Status.SKIPPED, Status.CANCELLED}),
     # SkipRun, raised by the job itself, is the one way from running to skipped. Pending: given back, not started.
@@ -41,9 +51,9 @@ MOVES: dict[Status, frozenset[Status]] = {
 }
 
 
-def may_move(old: Status, new: Status) -> bool:
-    """Whether an execution in `old` may become `new`."""
-    return new in MOVES[old]
+def sources(new: Status) -> tuple[Status, ...]:
+    """Return the states that an execution may become `new` from: what every statement that moves one asks for."""
+    return tuple(old for old, following in MOVES.items() if new in following)
 
 
 class Origin(StrEnum):

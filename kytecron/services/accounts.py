@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from werkzeug.security import check_password_hash, generate_password_hash
 
 from ..config import Settings
+from ..core.choices import Role, Source, TokenKind
 from ..core.errors import Conflict, Forbidden, Invalid, NotFound
 from ..core.untrusted import name_problem
 from ..store import db
@@ -28,8 +29,7 @@ from ..store.models import CronSession, CronToken, CronUser
 from . import audit, passwords, throttle
 from .audit import Actor
 
-ROLES = ("viewer", "operator", "editor", "admin")
-"""Each may do what those before it may."""
+ROLES = tuple(Role)
 
 MAX_USERNAME = 100
 USERNAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._@+-]{{0,{MAX_USERNAME - 1}}}")
@@ -51,7 +51,7 @@ MAX_TOKEN_DAYS = 3650
 
 def allows(role: str, needed: str) -> bool:
     """Whether somebody with `role` may do what needs `needed`. An unknown role may do nothing."""
-    return role in ROLES and ROLES.index(role) >= ROLES.index(needed)
+    return role in ROLES and ROLES.index(Role(role)) >= ROLES.index(Role(needed))
 
 
 # -- users ---------------------------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def _locked(session: Session, user_id: int) -> CronUser:
 
 def _keep_an_admin(session: Session, leaving: CronUser) -> None:
     """Raises Conflict if no enabled administrator would be left. The caller holds the lock of `_locked`."""
-    if leaving.role != "admin" or not leaving.enabled:
+    if leaving.role != Role.ADMIN or not leaving.enabled:
         return
     others = sa.select(CronUser.id).where(
-        CronUser.role == "admin", CronUser.enabled.is_(True), CronUser.id != leaving.id
+        CronUser.role == Role.ADMIN, CronUser.enabled.is_(True), CronUser.id != leaving.id
     )
     if session.scalar(others.limit(1)) is None:
         raise Conflict(f"{leaving.username} is the last enabled administrator. Make another one first.")
@@ -335,7 +335,7 @@ def _open_session(
         )
     )
     user.last_login_at = now
-    audit.record(session, Actor(user.username, "web", ip), how, ("user", user.id), name=user.username)
+    audit.record(session, Actor(user.username, Source.WEB, ip), how, ("user", user.id), name=user.username)
     return token
 
 
@@ -345,7 +345,7 @@ def _note_failed_sign_in(session: Session, username: str, ip: str) -> None:
     # A name that nobody has is often a password typed into the wrong field: it is not written down.
     name = user.username if user else "unknown user"
     audit.record(
-        session, Actor(name, "web", ip), "sign_in_failed", ("user", user.id if user else ""), name=name
+        session, Actor(name, Source.WEB, ip), "sign_in_failed", ("user", user.id if user else ""), name=name
     )
 
 
@@ -402,7 +402,9 @@ def sign_out(session: Session, token: str, ip: str = "") -> None:
         return
     user = get_user(session, row.user)
     session.delete(row)
-    audit.record(session, Actor(user.username, "web", ip), "sign_out", ("user", user.id), name=user.username)
+    audit.record(
+        session, Actor(user.username, Source.WEB, ip), "sign_out", ("user", user.id), name=user.username
+    )
 
 
 def list_sessions(session: Session, user_id: int) -> Sequence[CronSession]:
@@ -462,7 +464,7 @@ def create_token(
     expires_days: int | None,
     actor: Actor,
     *,
-    creator_role: str = "admin",
+    creator_role: str = Role.ADMIN,
     creator_token: int | None = None,
 ) -> tuple[CronToken, str]:
     """A new API token: its row, and the token itself, which is never shown again.
@@ -483,7 +485,7 @@ def create_token(
         name=name,
         token_hash=_digest(plain),
         role=role,
-        kind="api",
+        kind=TokenKind.API,
         created_at=now,
         created_by=_maker(actor) if creator_token is None else _maker_by_token(session, creator_token, actor),
         expires_at=None if expires_days is None else now + timedelta(days=expires_days),
@@ -518,14 +520,14 @@ def token_problems(name: str, role: str, expires_days: int | None) -> dict[str, 
 def list_tokens(session: Session) -> Sequence[CronToken]:
     """All API tokens, revoked and expired ones too, the newest first."""
     return session.scalars(
-        sa.select(CronToken).where(CronToken.kind == "api").order_by(CronToken.id.desc())
+        sa.select(CronToken).where(CronToken.kind == TokenKind.API).order_by(CronToken.id.desc())
     ).all()
 
 
 def get_token(session: Session, token_id: int) -> CronToken:
     """An API token's row. Raises NotFound."""
     token = session.get(CronToken, token_id)
-    if token is None or token.kind != "api":
+    if token is None or token.kind != TokenKind.API:
         raise NotFound(f"Token {token_id} does not exist")
     return token
 
@@ -534,7 +536,7 @@ def get_token(session: Session, token_id: int) -> CronToken:
 def revoke_token(session: Session, token_id: int, actor: Actor) -> CronToken:
     """Raises NotFound. Revoking twice is no error."""
     token = session.get(CronToken, token_id, with_for_update=True, populate_existing=True)
-    if token is None or token.kind != "api":
+    if token is None or token.kind != TokenKind.API:
         raise NotFound(f"Token {token_id} does not exist")
     if token.revoked_at is None:
         _revoke(session, token, actor)
@@ -560,7 +562,7 @@ def find_token(session: Session, plain: str, now: datetime | None = None) -> Cro
     token = session.scalar(
         sa.select(CronToken).where(
             CronToken.token_hash == _digest(plain),
-            CronToken.kind == "api",
+            CronToken.kind == TokenKind.API,
             CronToken.revoked_at.is_(None),
             sa.or_(CronToken.expires_at.is_(None), CronToken.expires_at > now),
         )
@@ -600,7 +602,7 @@ def _revoke_tokens_of(session: Session, user: CronUser, actor: Actor, *, left_wi
     theirs = (
         sa.select(CronToken)
         .where(
-            CronToken.kind == "api",
+            CronToken.kind == TokenKind.API,
             CronToken.created_by == user.username,
             CronToken.role.in_(above),
             CronToken.revoked_at.is_(None),
@@ -634,7 +636,7 @@ def create_sign_in_link(
             name=user.username,  # whom it signs in
             token_hash=_digest(plain),
             role=user.role,
-            kind="sign-in",
+            kind=TokenKind.SIGN_IN,
             created_at=now,
             created_by=_maker(actor),
             expires_at=now + lifetime,
@@ -661,10 +663,10 @@ def first_start_link(session: Session) -> str | None:
     """
     if session.scalar(sa.select(CronUser.id).where(CronUser.password_hash.is_not(None)).limit(1)) is not None:
         return None
-    actor = Actor("first start", "cli")
+    actor = Actor("first start", Source.CLI)
     if session.scalar(sa.select(CronUser.id).limit(1)) is None:
         with suppress(Invalid):  # another process that starts at the same time was faster
-            _insert_user(session, "admin", None, "admin", actor)
+            _insert_user(session, "admin", None, Role.ADMIN, actor)
     if _first_admin(session) is None:
         return None
     return create_sign_in_link(session, actor, None, FIRST_LINK_LIFETIME)
@@ -673,7 +675,7 @@ def first_start_link(session: Session) -> str | None:
 def _first_admin(session: Session) -> CronUser | None:
     return session.scalar(
         sa.select(CronUser)
-        .where(CronUser.role == "admin", CronUser.enabled.is_(True))
+        .where(CronUser.role == Role.ADMIN, CronUser.enabled.is_(True))
         .order_by(CronUser.id)
         .limit(1)
     )
@@ -690,7 +692,7 @@ def use_sign_in_link(session: Session, plain: str, ip: str, user_agent: str, set
         sa.update(CronToken)
         .where(
             CronToken.token_hash == _digest(plain),
-            CronToken.kind == "sign-in",
+            CronToken.kind == TokenKind.SIGN_IN,
             CronToken.revoked_at.is_(None),
             CronToken.expires_at > now,
         )
@@ -707,7 +709,11 @@ def use_sign_in_link(session: Session, plain: str, ip: str, user_agent: str, set
 def _revoke_links_for(session: Session, user: CronUser) -> None:
     session.execute(
         sa.update(CronToken)
-        .where(CronToken.kind == "sign-in", CronToken.name == user.username, CronToken.revoked_at.is_(None))
+        .where(
+            CronToken.kind == TokenKind.SIGN_IN,
+            CronToken.name == user.username,
+            CronToken.revoked_at.is_(None),
+        )
         .values(revoked_at=db.now(session))
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from ..core.choices import Source
 from ..store import db
 from ..store.models import CronAudit
 
@@ -18,14 +19,14 @@ MASK = "•••"
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts, through which front (`web`, `api`, `cli`, `worker`, `python`), from which address."""
+    """Who acts, through which front (a `Source`), from which address."""
 
     name: str
-    source: str = "python"
+    source: Source = Source.PYTHON
     ip: str = ""
 
 
-WORKER = Actor("worker", "worker")
+WORKER = Actor("worker", Source.WORKER)
 
 
 def record(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ..core.choices import Role
 from ..core.errors import Invalid, KytecronError
 from ..store import queries
 from ..store.models import CronJob
@@ -17,13 +18,13 @@ from .audit import Actor
 from .jobs import CronJobManager
 
 ACTIONS = {
-    "enable": "operator",
-    "disable": "operator",
-    "trigger": "operator",
-    "recover": "operator",
-    "tag": "editor",
-    "untag": "editor",
-    "delete": "editor",
+    "enable": Role.OPERATOR,
+    "disable": Role.OPERATOR,
+    "trigger": Role.OPERATOR,
+    "recover": Role.OPERATOR,
+    "tag": Role.EDITOR,
+    "untag": Role.EDITOR,
+    "delete": Role.EDITOR,
 }
 """Each action with the role that it needs, which is the one that it needs on a single job."""
 

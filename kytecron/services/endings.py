@@ -43,7 +43,7 @@ LETTERS = {
 }
 """How `CronJob.recent_results` writes an ending."""
 
-RETRIED = {status: f"retried_{status}" for status in (Status.FAILED, Status.TIMEOUT, Status.LOST)}
+RETRIED = {status: f"retried_{status}" for status in sorted(UNSUCCESSFUL)}
 """Where a day counts failures that another attempt followed."""
 COUNTED = (*map(str, LETTERS), *RETRIED.values(), "recovered")
 """What a day's row counts."""
@@ -484,9 +484,9 @@ def after_endings(session: Session, job_ids: Collection[int], now: datetime) -> 
     if not job_ids:
         return
     children = _CHILDREN.rows(session, {"ids": list(job_ids)})
-    gated = [row.cron_job for row in children if row.dependency_mode != "trigger"]
+    gated = [row.cron_job for row in children if slots.is_gated(row)]
     look_at_held(session, {*job_ids, *gated}, now)
-    for child in sorted(row.cron_job for row in children if row.dependency_mode == "trigger"):
+    for child in sorted(row.cron_job for row in children if not slots.is_gated(row)):
         _trigger_child(session, child, now)
 
 
@@ -521,7 +521,7 @@ def _release_one(session: Session, job: Any, runs: Sequence[Any], now: datetime)
         elif isinstance(gate, Waiting):
             claims.still_waits_for(session, run.id, gate.for_)
             going.append(run)  # what was scheduled first starts first
-        elif job.overlap_policy != "allow" and going:
+        elif slots.waits_its_turn(job) and going:
             claims.still_waits_for(session, run.id, _turn(run, going[0]))
         else:
             due = max(now, slots.start_of(job, run.scheduled_time, run.origin))

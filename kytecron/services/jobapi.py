@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, undefer
 
+from ..core.choices import Source
 from ..core.errors import Invalid, NotFound
 from ..core.states import Origin, Status
 from ..store.models import CronJob, CronJobExecution
@@ -94,7 +95,7 @@ def _trigger(session: Session, caller: Caller, arguments: Mapping[str, Any]) -> 
         job.id,
         parameters=arguments.get("parameters"),
         note=caller.secrets.text(str(arguments.get("note") or "")),
-        actor=Actor(f"job {caller.job_name}"[:100], "worker"),
+        actor=Actor(f"job {caller.job_name}"[:100], Source.WORKER),
         origin=Origin.TRIGGER,
     )
     return execution.id

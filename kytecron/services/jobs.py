@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from ..config import default_settings
 from ..core import preview as previews
 from ..core import source
+from ..core.choices import ScheduleType
 from ..core.dependencies import find_cycle
 from ..core.errors import Conflict, Invalid, NotFound, Stale
 from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
@@ -576,12 +577,12 @@ def _enqueue_due(session: Session, job: CronJob) -> None:
 
 
 def _anchor(job: CronJob, now: datetime) -> datetime | None:
-    return now if job.schedule_type == "interval" else None
+    return now if job.schedule_type == ScheduleType.INTERVAL else None
 
 
 def _require_slot(job: CronJob, slot: datetime | None) -> datetime | None:
     """`slot`, which only a manual job may go without. Raises Invalid."""
-    if slot is not None or job.schedule_type == "manual":
+    if slot is not None or job.schedule_type == ScheduleType.MANUAL:
         return slot
     if job.ends_at is not None:
         raise Invalid(

@@ -14,11 +14,12 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ..core.choices import LostContact, ScheduleType
 from ..core.errors import Conflict, Invalid, NotFound
 from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
@@ -184,7 +185,7 @@ def adopt(session: Session, limit: int = 100) -> int:
             continue  # the end of its run will set it
         adopted += 1
         values: dict[str, Any] = {}
-        if job.schedule_type == "interval" and job.schedule_anchor is None:
+        if job.schedule_type == ScheduleType.INTERVAL and job.schedule_anchor is None:
             values["schedule_anchor"] = now
         try:
             following = slots.plan_unplanned(job, now, values.get("schedule_anchor"))
@@ -317,9 +318,19 @@ def _claimed(row: Any, worker_id: str, token: int) -> ClaimedRun:
         timeout_seconds=row.timeout_seconds or 300,
         memory_limit_mb=row.memory_limit_mb,
         cpu_limit_seconds=row.cpu_limit_seconds,
-        continues_without_contact=row.on_lost_contact == "continue",
+        continues_without_contact=_continues_without_contact(row),
         problem=f"{wrong[0]} must be a JSON object, such as {{}}" if wrong else None,
     )
+
+
+def _continues_without_contact(row: Any) -> bool:
+    match LostContact.of(row.on_lost_contact):
+        case LostContact.CONTINUE:
+            return True
+        case LostContact.STOP:
+            return False
+        case never:
+            assert_never(never)
 
 
 # -- while it runs -------------------------------------------------------------------------------------------
@@ -749,7 +760,7 @@ def _insert_backfill(
             continue
         row = slots.pending(job, item.slot, Origin.BACKFILL)
         row |= {"rerun": slots.next_rerun(session, job.id, item.slot), "triggered_by": triggered_by[:100]}
-        if job.overlap_policy != "allow":
+        if slots.waits_its_turn(job):
             row |= slots.hold(slots.BACKFILL_WAITS)
         claims.insert_run(session, row)
     endings.look_at_held(session, [job.id], db.now(session))

@@ -32,7 +32,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.states import UNSUCCESSFUL, Status
+from ..core.choices import MessageKind, MessageStatus
+from ..core.states import ENDED, UNSUCCESSFUL, Status
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import UNSENT, CronOutbox
@@ -101,8 +102,7 @@ class SettledEvent:
 class Message:
     """What to tell, before it is known where: `facts` are plain JSON values and go into the outbox."""
 
-    kind: str
-    """`failure`, `dead_letter`, `recovery` or `test`."""
+    kind: MessageKind
     cause: str
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -117,11 +117,11 @@ def messages(event: SettledEvent, *, told: bool = False) -> list[Message]:
     job = event.job
     if event.status is Status.COMPLETED:
         if event.recovered_after is not None and told and job.notify_on_recovery:
-            return [_message(event, "recovery")]
+            return [_message(event, MessageKind.RECOVERY)]
     elif event.dead_letter_reason is not None and job.notify_on_dead_letter:
-        return [_message(event, "dead_letter")]
+        return [_message(event, MessageKind.DEAD_LETTER)]
     elif event.status in UNSUCCESSFUL and job.notify_on_failure and not told and _often_enough(event):
-        return [_message(event, "failure")]
+        return [_message(event, MessageKind.FAILURE)]
     return []
 
 
@@ -130,7 +130,7 @@ def _often_enough(event: SettledEvent) -> bool:
     return bool(event.consecutive_failures >= max(1, event.job.notify_after_failures))
 
 
-def _message(event: SettledEvent, kind: str) -> Message:
+def _message(event: SettledEvent, kind: MessageKind) -> Message:
     down = event.recovered_after
     return Message(
         kind,
@@ -171,7 +171,7 @@ def on_settled(session: Session, event: SettledEvent) -> None:
                 payload=message.facts,
                 cron_job=event.job.id,
                 execution=event.execution_id,
-                status="pending",
+                status=MessageStatus.PENDING,
                 due_time=event.ended_at,
                 created_at=event.ended_at,
             )
@@ -196,7 +196,7 @@ def _told(session: Session, event: SettledEvent) -> bool:
         # A range, which finds the job's few rows by the unique index on `cause`.
         CronOutbox.cause >= prefix,
         CronOutbox.cause < prefix + "~",
-        CronOutbox.kind.in_(("failure", "dead_letter")),
+        CronOutbox.kind.in_((MessageKind.FAILURE, MessageKind.DEAD_LETTER)),
         CronOutbox.created_at >= since,
     )
     return session.scalar(query.limit(1)) is not None
@@ -279,7 +279,7 @@ def _take(session: Session, ids: Collection[int], worker_id: str, now: datetime)
                 CronOutbox.attempts == row.attempts,
             )
             .values(
-                status="sending",
+                status=MessageStatus.SENDING,
                 locked_by=worker_id,
                 attempts=row.attempts + 1,
                 due_time=now + CLAIM_HOLDS,
@@ -339,13 +339,18 @@ def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) ->
     now = db.now(session)
     values: dict[str, Any] = {"locked_by": None}
     if isinstance(result, str):
-        values |= {"status": "sent", "sent_at": now, "due_time": now, "last_error": result[:500] or None}
+        values |= {
+            "status": MessageStatus.SENT,
+            "sent_at": now,
+            "due_time": now,
+            "last_error": result[:500] or None,
+        }
     elif result.permanent or letter.attempts >= MAX_TRIES:
-        values |= {"status": "dead", "due_time": now, "last_error": str(result)[:500]}
+        values |= {"status": MessageStatus.DEAD, "due_time": now, "last_error": str(result)[:500]}
         log.error("message %d by %s given up: %s", letter.id, letter.channel, result, extra=_about(letter))
     else:
         wait = max(_backoff(letter.attempts), timedelta(seconds=result.retry_after))
-        values |= {"status": "pending", "due_time": now + wait, "last_error": str(result)[:500]}
+        values |= {"status": MessageStatus.PENDING, "due_time": now + wait, "last_error": str(result)[:500]}
         text = "message %d by %s not sent, next try in %s: %s"
         log.warning(text, letter.id, letter.channel, wait, result, extra=_about(letter))
         _hold_back(session, letter, now, max(CHANNEL_PAUSE, timedelta(seconds=result.retry_after)))
@@ -353,7 +358,7 @@ def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) ->
         sa.update(CronOutbox)
         .where(
             CronOutbox.id == letter.id,
-            CronOutbox.status == "sending",
+            CronOutbox.status == MessageStatus.SENDING,
             CronOutbox.locked_by == worker_id,
             CronOutbox.attempts == letter.attempts,
         )
@@ -366,7 +371,7 @@ def _hold_back(session: Session, letter: _Letter, now: datetime, pause: timedelt
     session.execute(
         sa.update(CronOutbox)
         .where(
-            CronOutbox.status == "pending",
+            CronOutbox.status == MessageStatus.PENDING,
             CronOutbox.due_time <= now,
             CronOutbox.channel == letter.channel,
             CronOutbox.target == letter.target,
@@ -389,7 +394,7 @@ def note_test(session: Session, channel: str, target: str, actor: Actor) -> None
 
 def test_channel(settings: Settings, channel: str, target: str) -> str | None:
     """Send a test message now; returns what went wrong, or None. Takes up to GIVE_UP_SECONDS."""
-    letter = _Letter(0, channel, target.strip(), json.dumps({"kind": "test"}), 1)
+    letter = _Letter(0, channel, target.strip(), json.dumps({"kind": MessageKind.TEST}), 1)
     for _, result in _send_all(settings, [letter]):
         return str(result) or None
     return None
@@ -409,20 +414,24 @@ class _Content:
     link: str
 
 
-MARKS = {"failure": ":x:", "dead_letter": ":no_entry:", "recovery": ":white_check_mark:", "test": ":bell:"}
-ENDED = {"timeout": "ran into its time limit", "lost": "was lost with its worker"}
+MARKS = {
+    MessageKind.FAILURE: ":x:",
+    MessageKind.DEAD_LETTER: ":no_entry:",
+    MessageKind.RECOVERY: ":white_check_mark:",
+    MessageKind.TEST: ":bell:",
+}
 
 
 def _content(facts: Mapping[str, Any], settings: Settings) -> _Content:
-    kind = facts["kind"]
+    kind = MessageKind(facts["kind"])
     root = settings.public_url.rstrip("/")
-    if kind == "test":
+    if kind is MessageKind.TEST:
         title = "Test message from kytecron: this channel works"
         return _Content(MARKS[kind], title, [], "", root)
     lines = [
         ("Why", facts["reason"]),
         ("Error", facts["error"] if facts["error"] not in facts["reason"] else ""),
-        ("Attempt", f"{facts['attempt']} of {facts['attempts']}" if kind != "recovery" else ""),
+        ("Attempt", f"{facts['attempt']} of {facts['attempts']}" if kind is not MessageKind.RECOVERY else ""),
         ("In a row", f"{facts['failures']} failures" if facts["failures"] > 1 else ""),
         ("Version", str(facts["version"] or "")),
         ("When", facts["at"]),
@@ -431,18 +440,18 @@ def _content(facts: Mapping[str, Any], settings: Settings) -> _Content:
         mark=MARKS[kind],
         title=_title(facts),
         facts=[(label, value) for label, value in lines if value],
-        output=facts["output"] if kind != "recovery" else "",
+        output=facts["output"] if kind is not MessageKind.RECOVERY else "",
         link=f"{root}/executions/{facts['execution']}" if root else "",
     )
 
 
 def _title(facts: Mapping[str, Any]) -> str:
     job = facts["job"]
-    if facts["kind"] == "recovery":
+    if facts["kind"] == MessageKind.RECOVERY:
         return f"{job} works again, after {_in_words(facts['down_seconds'])}"
-    if facts["kind"] == "dead_letter":
+    if facts["kind"] == MessageKind.DEAD_LETTER:
         return f"{job} was given up: it will not run until somebody recovers it"
-    return f"{job} {ENDED.get(facts['status'], 'failed')}"
+    return f"{job} {ENDED[facts['status']]}"
 
 
 def _in_words(seconds: float) -> str:

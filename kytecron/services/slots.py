@@ -11,12 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ..core import dependencies
+from ..core.choices import DependencyMode, IntervalAnchor, OverlapPolicy, ScheduleType
 from ..core.dependencies import ParentState, Ready, Skip, Waiting
 from ..core.errors import Invalid
 from ..core.schedule import DueSlots, Missed, Schedule, due_slots, jitter_offset, next_slot
@@ -58,7 +59,7 @@ def _schedule(
 
 def schedule_of(job: Any, anchor: datetime | None = None) -> Schedule:
     """The schedule of a job's row. Raises Invalid when the row's fields make none."""
-    anchor = (anchor or job.schedule_anchor) if job.schedule_type == "interval" else None
+    anchor = (anchor or job.schedule_anchor) if job.schedule_type == ScheduleType.INTERVAL else None
     return _schedule(
         job.schedule_type,
         job.cron_expression,
@@ -90,7 +91,7 @@ def ought_to_be(job: Any, now: datetime) -> datetime | None:
     None where it is right, is due, or cannot be told. A slot too far away comes of a clock that was set back, of other
     time zone data, or of a row written by hand. Raises Invalid.
     """
-    if job.next_run_time is None or job.next_run_time <= now or job.schedule_type == "manual":
+    if job.next_run_time is None or job.next_run_time <= now or job.schedule_type == ScheduleType.MANUAL:
         return None
     if counts_from_completion(job):
         latest = plan_after_completion(job, now)
@@ -101,7 +102,7 @@ def ought_to_be(job: Any, now: datetime) -> datetime | None:
 
 def _begins_too_late(job: Any, now: datetime) -> bool:
     """Whether an interval's beginning lies ahead although nobody has asked for that, as after a clock set back."""
-    anchored = job.schedule_type == "interval" and job.schedule_anchor is not None
+    anchored = job.schedule_type == ScheduleType.INTERVAL and job.schedule_anchor is not None
     return bool(anchored and job.schedule_anchor > max(now, job.starts_at or now))
 
 
@@ -153,7 +154,15 @@ def plan_unplanned(job: Any, now: datetime, anchor: datetime | None) -> datetime
 
 def counts_from_completion(job: Any) -> bool:
     """Whether the next slot is known only when the run has ended."""
-    return bool(job.schedule_type == "interval" and job.interval_anchor == "completion")
+    if job.schedule_type != ScheduleType.INTERVAL:
+        return False
+    match IntervalAnchor.of(job.interval_anchor):
+        case IntervalAnchor.COMPLETION:
+            return True
+        case IntervalAnchor.SCHEDULE:
+            return False
+        case never:
+            assert_never(never)
 
 
 def ended_by_itself(job: Any) -> bool:
@@ -233,23 +242,29 @@ class Surroundings:
     ) -> dict[str, Any]:
         """The row for a slot that is to run: due, held, or skipped by the overlap policy."""
         row = pending(job, slot, origin)
-        if job.id in self.gated and job.dependency_mode == "gate" and origin == Origin.SCHEDULE:
+        if job.id in self.gated and is_gated(job) and origin == Origin.SCHEDULE:
             # The look at held runs that follows asks the parents.
             # Counted from now: a slot that comes late, after an outage, has its parents come as late.
             row |= hold("its parents", now + timedelta(seconds=job.dependency_timeout_seconds))
         active, earlier = self.active[job.id], self.placed[job.id]
         self.placed[job.id] += 1
-        if job.overlap_policy == "allow" or not (active or earlier):
+        if not waits_its_turn(job) or not (active or earlier):
             return row
         if not active:  # several missed slots run one after another
             return row | hold(QUEUE_WAITS)
-        if job.overlap_policy == "queue":
-            return self._queue(job, slot, now, row)
-        if job.overlap_policy == "replace":
-            self.replaced[job.id] = active
-            return row | hold(QUEUE_WAITS)
-        reason = f"execution {active[0].id} was still {_doing(active[0])} (overlap_policy skip)"
-        return skipped(job, slot, reason, now, origin)
+        match OverlapPolicy.of(job.overlap_policy):
+            case OverlapPolicy.QUEUE:
+                return self._queue(job, slot, now, row)
+            case OverlapPolicy.REPLACE:
+                self.replaced[job.id] = active
+                return row | hold(QUEUE_WAITS)
+            case OverlapPolicy.SKIP:
+                reason = f"execution {active[0].id} was still {_doing(active[0])} (overlap_policy skip)"
+                return skipped(job, slot, reason, now, origin)
+            case OverlapPolicy.ALLOW:
+                return row
+            case never:
+                assert_never(never)
 
     def _queue(self, job: Any, slot: datetime, now: datetime, row: dict[str, Any]) -> dict[str, Any]:
         waiting = [run for run in self.active[job.id] if run.waiting_for]
@@ -260,6 +275,22 @@ class Surroundings:
         who = f"{one} waits" if job.queue_length == 1 else f"{job.queue_length} runs wait"
         reason = f"{who} already (overlap_policy queue, queue_length {job.queue_length})"
         return skipped(job, slot, reason, now, Origin(row["origin"]))
+
+
+def waits_its_turn(job: Any) -> bool:
+    """Whether a run of a job waits for the one before it to end."""
+    return OverlapPolicy.of(job.overlap_policy) is not OverlapPolicy.ALLOW
+
+
+def is_gated(job: Any) -> bool:
+    """Whether a job that has parents keeps its own slots and waits at them; otherwise its parents start it."""
+    match DependencyMode.of(job.dependency_mode):
+        case DependencyMode.GATE:
+            return True
+        case DependencyMode.TRIGGER:
+            return False
+        case never:
+            assert_never(never)
 
 
 def waits_in_backfill(run: Any) -> bool:

@@ -24,6 +24,7 @@ import yaml
 from sqlalchemy.orm import Session
 
 from ..core import diff, source
+from ..core.choices import ScheduleType
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.jobspec import DEFAULTS, MAX_PARENTS, SCHEDULE_FIELDS, TAG
 from ..core.schedule import Schedule, next_slot
@@ -375,7 +376,7 @@ def _check_change(change: Change, wanted: Mapping[str, Any], now: datetime, comp
     if change.job_id is None and change.code_after is None:
         complaints.add(change.name, "code", "code is required for a job that does not exist yet")
     planned = change.job_id is None or change.after.keys() & {*jobs.REPLANNED_BY, "enabled"}
-    if not planned or not wanted["enabled"] or wanted["schedule_type"] == "manual":
+    if not planned or not wanted["enabled"] or wanted["schedule_type"] == ScheduleType.MANUAL:
         return
     schedule = Schedule.from_fields(**{name: wanted[name] for name in SCHEDULE_FIELDS}, anchor=now)
     if next_slot(schedule, now, wanted["starts_at"], wanted["ends_at"]) is None:

@@ -15,10 +15,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ..core.choices import OverlapPolicy, ScheduleType
 from ..core.dependencies import ParentState, Waiting
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import in_words, tzdata_order
-from ..core.states import FINAL, Origin, Status
+from ..core.states import ENDED, FINAL, Origin, Status
 from ..store import db, locks, queries
 from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
@@ -346,14 +347,12 @@ class _Look:
     def _to_come(self, active: Sequence[Any]) -> Iterator[Reason]:
         job = self.job
         yield from self._triggers()
-        if job.schedule_type == "manual":
+        if job.schedule_type == ScheduleType.MANUAL:
             yield Reason("manual", "It has no schedule: a person, a program or a parent starts it")
             return
-        if active and job.overlap_policy in _OVERLAP:
-            text = _OVERLAP[job.overlap_policy].format(
-                slots=_up_to(job.queue_length), length=job.queue_length
-            )
-            yield Reason("overlap_policy", text)
+        if active and (text := _OVERLAP[OverlapPolicy.of(job.overlap_policy)]):
+            told = text.format(slots=_up_to(job.queue_length), length=job.queue_length)
+            yield Reason("overlap_policy", told)
         if job.next_run_time is None:
             if not (active and slots.counts_from_completion(job)):
                 text = "It has no next slot yet; a worker gives it one within seconds"
@@ -400,7 +399,7 @@ class _Look:
 
     def _triggers(self) -> Iterator[Reason]:
         """What a job that is started by its parents still waits for."""
-        if self.job.dependency_mode != "trigger":
+        if slots.is_gated(self.job):
             return
         states = slots.parent_states(self.session, self.job.id, self.now)
         if not states:
@@ -428,10 +427,11 @@ _ENDED_COLUMNS = tuple(
         *("slots_until", "slots_count"),
     )
 )
-_OVERLAP = {
-    "skip": "Slots that come until then are skipped (overlap_policy skip)",
-    "queue": "{slots} until then, more are skipped (overlap_policy queue, queue_length {length})",
-    "replace": "A slot that comes until then stops the run and takes its place (overlap_policy replace)",
+_OVERLAP: dict[OverlapPolicy, str] = {
+    OverlapPolicy.SKIP: "Slots that come until then are skipped (overlap_policy skip)",
+    OverlapPolicy.QUEUE: "{slots} until then, more are skipped (overlap_policy queue, queue_length {length})",
+    OverlapPolicy.REPLACE: "A slot that comes until then stops the run and takes its place (overlap_policy replace)",
+    OverlapPolicy.ALLOW: "",
 }
 
 
@@ -457,17 +457,7 @@ def _parent(parent: ParentState) -> str:
         return f"{name} is due"
     if parent.latest_status is None:
         return f"{name} has never run"
-    return f"{name} {_WAS[parent.latest_status]} (execution {parent.latest_execution_id})"
-
-
-_WAS = {
-    Status.COMPLETED: "completed last",
-    Status.FAILED: "failed last",
-    Status.TIMEOUT: "ran into its time limit last",
-    Status.LOST: "was lost with its worker last",
-    Status.CANCELLED: "was cancelled last",
-    Status.SKIPPED: "was skipped last",
-}
+    return f"{name} {ENDED[parent.latest_status]} last (execution {parent.latest_execution_id})"
 
 
 def _execution(run: Any) -> str:

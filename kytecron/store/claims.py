@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from ..core.states import Claim, Origin, Status, StopRequest
+from ..core.choices import ScheduleType
+from ..core.states import Claim, Origin, Status, StopRequest, sources
 from . import db, dialects
 from .dialects import Dialect
 from .models import (
@@ -202,7 +203,7 @@ def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:
     """Lock enabled jobs whose next slot nobody has computed yet, such as rows inserted by hand."""
     query = (
         sa.select(JOB)
-        .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
+        .where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != ScheduleType.MANUAL)
         .limit(limit)
         .with_for_update(skip_locked=dialects.of(session).skip_locked)
     )
@@ -382,9 +383,9 @@ def take(
         return []
     runs = _CLAIMED_RUNS.rows(session, {"ids": ids})
     held = {"locked_by": worker_id, "locked_at": now, "locked_until": now + lease, "started_at": now}
-    pending = {"row_status": Status.PENDING, "status": Status.RUNNING, "token": token, **held}
-    started = [{"row_id": run.id, "version": run.run_version, **pending} for run in runs]
-    _update_each(session, RUN, ("row_id", "row_status"), started)
+    claimed = {"status": Status.RUNNING, "token": token, **held}
+    started = [{"row_id": run.id, "version": run.run_version, **claimed} for run in runs]
+    _write_each(session, ("row_id",), started)
     return runs
 
 
@@ -683,10 +684,14 @@ def _as_pending(row: Row, job: Row) -> dict[str, Any]:
 
 
 def _write_fenced(session: Session, written: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
-    if _update_each(session, RUN, FENCE, [{**fence(row), **values} for row, values in written]) != len(
-        written
-    ):
-        raise RuntimeError("a locked execution changed under its lock")
+    _write_each(session, FENCE, [{**fence(row), **values} for row, values in written])
+
+
+def _write_each(session: Session, keys: tuple[str, ...], rows: Sequence[Mapping[str, Any]]) -> None:
+    if _update_each(session, RUN, keys, rows) != len(rows):
+        raise RuntimeError(
+            "a locked execution changed under its lock, or was to make a move that there is not"
+        )
 
 
 def ask_to_cancel(session: Session, execution_id: int, reason: str) -> int:
@@ -803,7 +808,9 @@ _HOLDERS_OF_ALL = Prepared(
 def _oddities(on: Dialect) -> Prepared:
     now = _clock(on)
     held = sa.exists().where(PENDING, RUN.c.due_time.is_(None))
-    unplanned = sa.exists().where(ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != "manual")
+    unplanned = sa.exists().where(
+        ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != ScheduleType.MANUAL
+    )
     unsent = sa.exists().where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= now)
     return Prepared(
         sa.select(now.label("now"), held.label("held"), unplanned.label("unplanned"), unsent.label("unsent"))
@@ -859,17 +866,24 @@ def _update_each(
 ) -> int:
     """Update a row of `table` with each of `rows`, found by `keys`; returns how many were found.
 
+    A row that gets another `status` is found only where `states.MOVES` lets it come from the one that it has.
     Rows that change the same columns, as most endings do, are written together.
     """
-    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    alike: dict[tuple[Status | None, tuple[str, ...]], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        alike[tuple(name for name in row if name not in keys)].append(row)
-    return sum(_writer(table, keys, columns).run(session, some) for columns, some in alike.items())
+        alike[row.get("status"), tuple(name for name in row if name not in keys)].append(row)
+    return sum(
+        _writer(table, keys, columns, None if new is None else sources(new)).run(session, some)
+        for (new, columns), some in alike.items()
+    )
 
 
 @lru_cache(maxsize=128)
-def _writer(table: Any, keys: tuple[str, ...], columns: tuple[str, ...]) -> UpdateEach:
-    return UpdateEach(table, {name: KEYS[name] for name in keys}, columns)
+def _writer(
+    table: Any, keys: tuple[str, ...], columns: tuple[str, ...], movable: tuple[Status, ...] | None
+) -> UpdateEach:
+    guard = None if movable is None else table.c.status.in_(movable)
+    return UpdateEach(table, {name: KEYS[name] for name in keys}, columns, guard)
 
 
 def _count(session: Session, statement: Any) -> int:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from ..core.choices import MessageStatus
+from ..core.states import FINAL, UNSUCCESSFUL, Status
 from ..core.statistics import merge, percentile, success_rate
 from .models import (
     ENABLED,
@@ -32,8 +34,8 @@ RUN: Any = CronJobExecution.__table__
 STAT: Any = CronJobDailyStat.__table__
 MESSAGE: Any = CronOutbox.__table__
 
-ENDINGS = ("completed", "failed", "timeout", "lost", "cancelled", "skipped")
-FAILURES = ("failed", "timeout", "lost")
+ENDINGS = tuple(str(status) for status in Status if status in FINAL)
+FAILURES = tuple(str(status) for status in Status if status in UNSUCCESSFUL)
 CountedAs = Literal["chains", "attempts"]
 RETRIED = tuple(f"retried_{name}" for name in FAILURES)
 """Failures that another attempt followed: attempts without these are chains."""
@@ -331,14 +333,14 @@ def _message_vitals(session: Session, now: datetime) -> dict[str, Any]:
         sa.select(
             MESSAGE.c.status, sa.func.count().label("number"), sa.func.min(MESSAGE.c.due_time).label("due")
         )
-        .where(MESSAGE.c.status.in_((*UNSENT, "dead")))
+        .where(MESSAGE.c.status.in_((*UNSENT, MessageStatus.DEAD)))
         .group_by(MESSAGE.c.status)
     ).all()
     found = {row.status: row for row in rows}
     waiting = [found[status] for status in UNSENT if status in found]
     return {
         "messages_waiting": sum(row.number for row in waiting),
-        "messages_dead": found["dead"].number if "dead" in found else 0,
+        "messages_dead": found[MessageStatus.DEAD].number if MessageStatus.DEAD in found else 0,
         "oldest_message": max((_age(row.due, now) for row in waiting), default=0.0),
     }
 

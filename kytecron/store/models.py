@@ -13,6 +13,19 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from ..core.choices import (
+    DependencyMode,
+    IntervalAnchor,
+    LostContact,
+    MessageStatus,
+    MisfirePolicy,
+    OverlapPolicy,
+    RetryStrategy,
+    Role,
+    ScheduleType,
+    Source,
+    TokenKind,
+)
 from ..core.states import Origin, Status
 from . import dialects
 from .dialects import Id, Rare
@@ -102,10 +115,10 @@ class CronJob(Base):
     tags: Mapped[str] = _word("", 500)
     """Comma-separated with a comma at both ends (`,etl,nightly,`), so that LIKE '%,etl,%' finds one."""
 
-    schedule_type: Mapped[str] = _word("manual")
+    schedule_type: Mapped[str] = _word(ScheduleType.MANUAL)
     cron_expression: Mapped[str | None] = mapped_column(sa.String(200))
     interval_seconds: Mapped[int | None] = mapped_column(sa.Integer)
-    interval_anchor: Mapped[str] = _word("schedule")
+    interval_anchor: Mapped[str] = _word(IntervalAnchor.SCHEDULE)
     """`schedule`: slots lie on anchor + k * interval. `completion`: counted from the end of the last run."""
     schedule_anchor: Mapped[datetime | None] = mapped_column(UtcDateTime)
     time_of_day: Mapped[str | None] = mapped_column(sa.String(8))
@@ -123,19 +136,19 @@ class CronJob(Base):
     parameters: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     priority: Mapped[int] = _number(5)
     worker_tag: Mapped[str] = _word("", 64)
-    overlap_policy: Mapped[str] = _word("skip")
+    overlap_policy: Mapped[str] = _word(OverlapPolicy.SKIP)
     queue_length: Mapped[int] = _number(1)
     """How many runs may wait under overlap_policy `queue`."""
-    misfire_policy: Mapped[str] = _word("run_once")
+    misfire_policy: Mapped[str] = _word(MisfirePolicy.RUN_ONCE)
     misfire_grace_seconds: Mapped[int] = _number(60)
-    on_lost_contact: Mapped[str] = _word("stop")
+    on_lost_contact: Mapped[str] = _word(LostContact.STOP)
 
     max_retries: Mapped[int] = _number(3)
-    retry_strategy: Mapped[str] = _word("exponential")
+    retry_strategy: Mapped[str] = _word(RetryStrategy.EXPONENTIAL)
     retry_delay_seconds: Mapped[int] = _number(60)
     retry_max_delay_seconds: Mapped[int] = _number(3600)
 
-    dependency_mode: Mapped[str] = _word("gate")
+    dependency_mode: Mapped[str] = _word(DependencyMode.GATE)
     dependency_timeout_seconds: Mapped[int] = _number(3600)
     require_fresh: Mapped[bool] = _flag(False)
 
@@ -408,7 +421,13 @@ class KyteCronJobVersion(Base):
     __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"),)
 
 
-UNSENT = ("pending", "sending")
+IS_UNSENT = {
+    MessageStatus.PENDING: True,
+    MessageStatus.SENDING: True,
+    MessageStatus.SENT: False,
+    MessageStatus.DEAD: False,
+}
+UNSENT = tuple(status for status, unsent in IS_UNSENT.items() if unsent)
 """Messages that are still to be sent, and those whose sender may have died over it."""
 
 
@@ -426,7 +445,7 @@ class CronOutbox(Base):
     payload: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     cron_job: Mapped[int | None] = mapped_column(Id)
     execution: Mapped[int | None] = mapped_column(Id)
-    status: Mapped[str] = _word("pending")
+    status: Mapped[str] = _word(MessageStatus.PENDING)
     attempts: Mapped[int] = _number(0)
     due_time: Mapped[datetime] = mapped_column(UtcDateTime)
     locked_by: Mapped[str | None] = mapped_column(sa.String(100))
@@ -483,7 +502,7 @@ class CronUser(Base):
     id: Mapped[int] = _id()
     username: Mapped[str] = mapped_column(sa.String(100), unique=True)
     password_hash: Mapped[str | None] = mapped_column(sa.String(255))
-    role: Mapped[str] = _word("viewer")
+    role: Mapped[str] = _word(Role.VIEWER)
     enabled: Mapped[bool] = _flag(True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_login_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -512,8 +531,7 @@ class CronToken(Base):
     name: Mapped[str] = mapped_column(sa.String(100))
     token_hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
     role: Mapped[str] = mapped_column(sa.String(16))
-    kind: Mapped[str] = _word("api")
-    """`api`, or `sign-in` for a link that works once and makes an administrator's session."""
+    kind: Mapped[str] = _word(TokenKind.API)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     created_by: Mapped[str | None] = mapped_column(sa.String(100))
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -556,8 +574,7 @@ class CronAudit(Base):
     id: Mapped[int] = _id()
     at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     actor: Mapped[str] = mapped_column(sa.String(100))
-    source: Mapped[str] = _word("python")
-    """`web`, `api`, `cli`, `worker` or `python`."""
+    source: Mapped[str] = _word(Source.PYTHON)
     ip: Mapped[str] = _word("", 64)
     action: Mapped[str] = mapped_column(sa.String(64))
     subject_type: Mapped[str] = mapped_column(sa.String(32))

@@ -120,13 +120,16 @@ class _Form:
 class UpdateEach:
     """UPDATE of rows of `table`, each with values of its own for `columns`, where `keys` (expressions by name) match.
 
-    The first key is the table's primary key. Where the driver would send a statement for each row, there is one for
-    all, with a list of the values.
+    And where `guard` holds, a condition that is the same for all of them. The first key is the table's primary key.
+    Where the driver would send a statement for each row, there is one for all, with a list of the values.
     """
 
-    def __init__(self, table: Any, keys: Mapping[str, Any], columns: Sequence[str]) -> None:
-        self._table, self._keys, self._columns = table, keys, columns
+    def __init__(
+        self, table: Any, keys: Mapping[str, Any], columns: Sequence[str], guard: Any | None = None
+    ) -> None:
+        self._table, self._keys, self._columns, self._guard = table, keys, columns, guard
         guards = [key == sa.bindparam(name, type_=key.type) for name, key in keys.items()]
+        guards += [] if guard is None else [guard]
         self._one = Prepared(sa.update(table).where(*guards).values(values_of(table, columns)))
         self._forms: WeakKeyDictionary[sa.Dialect, _Listed] = WeakKeyDictionary()
 
@@ -138,7 +141,7 @@ class UpdateEach:
             return self._one.run_many(session, rows)
         spoken = dialects.driver(connection)
         if spoken not in self._forms:
-            self._forms[spoken] = _Listed(self._table, self._keys, self._columns, spoken, listed)
+            self._forms[spoken] = _Listed(self._table, self._keys, self._columns, self._guard, spoken, listed)
         form = self._forms[spoken]
         _, matched = db.execute(connection, form.text(len(rows)), form.arguments(rows))
         return matched
@@ -152,6 +155,7 @@ class _Listed:
         table: Any,
         keys: Mapping[str, Any],
         columns: Sequence[str],
+        guard: Any | None,
         dialect: sa.Dialect,
         listed: dialects.ListsUpdates,
     ) -> None:
@@ -161,6 +165,8 @@ class _Listed:
             f"{key.compile(dialect=dialect, compile_kwargs=literal)} = v{number}"
             for number, key in enumerate(keys.values())
         ]
+        if guard is not None:  # beside the last of them: each stands for a value of the list
+            matches[-1] += f" AND {guard.compile(dialect=dialect, compile_kwargs=literal)}"
         values = [f"{name}.{quote(column)} = v{number}" for number, column in enumerate(columns, len(keys))]
         self._text = listed(name, matches, values)
         kinds = {name: key.type for name, key in keys.items()} | {

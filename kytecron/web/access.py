@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ..config import Settings
 from ..core import addresses
+from ..core.choices import Role, Source
 from ..core.errors import Forbidden, Invalid
 from ..requestdb import db
 from ..services import accounts, throttle
@@ -28,10 +29,11 @@ View = TypeVar("View", bound=Callable[..., object])
 
 
 def needs(role: str) -> Callable[[View], View]:
-    """Declare the role that a view needs: one of accounts.ROLES, or PUBLIC."""
+    """Declare the role that a view needs, or PUBLIC. Raises ValueError for what is neither."""
+    needed = role if role == PUBLIC else Role(role)
 
     def declare(view: View) -> View:
-        view.needs = role  # type: ignore[attr-defined]
+        view.needs = needed  # type: ignore[attr-defined]
         return view
 
     return declare
@@ -103,7 +105,7 @@ def may(role: str) -> bool:
 
 def actor() -> Actor:
     """Who asks, as the audit log writes it."""
-    return Actor(user().username, "web", address())
+    return Actor(user().username, Source.WEB, address())
 
 
 def throttle_triggers() -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core.errors import Invalid
+from ..core.states import Status
 from ..services import deadletters, versions, why
 from ..services.jobs import CronJobManager
 from ..services.versions import read_job
@@ -38,15 +39,15 @@ SORTS = [
     ("-id", "Newest"),
 ]
 STATUSES = [("enabled", "Enabled"), ("disabled", "Disabled"), ("dead", "Dead letter")]
-RESULTS = [
-    ("completed", "Completed"),
-    ("failed", "Failed"),
-    ("timeout", "Timed out"),
-    ("lost", "Lost"),
-    ("cancelled", "Cancelled"),
-    ("skipped", "Skipped"),
-    ("never", "Never ran"),
-]
+ENDINGS = {
+    Status.COMPLETED: "Completed",
+    Status.FAILED: "Failed",
+    Status.TIMEOUT: "Timed out",
+    Status.LOST: "Lost",
+    Status.CANCELLED: "Cancelled",
+    Status.SKIPPED: "Skipped",
+}
+RESULTS = [*ENDINGS.items(), ("never", "Never ran")]
 
 
 # -- the list ------------------------------------------------------------------------------------------------

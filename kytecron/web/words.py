@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, assert_never, cast
 
 from markupsafe import Markup, escape
 
 from ..core import preview, words
+from ..core.choices import (
+    LostContact,
+    MisfirePolicy,
+    OverlapPolicy,
+    RetryStrategy,
+    ScheduleType,
+)
 from ..core.errors import Invalid
 from ..core.schedule import in_words, zone
+from ..core.states import Origin
 from ..services import endings, slots, why
 from ..store.figures import Figures, execution_summary
 from ..store.models import CronJob
@@ -19,25 +27,30 @@ from ..store.models import CronJob
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
 BARS = 30
 SCHEDULE_TYPES = {
-    "cron": "Cron expression",
-    "interval": "Interval",
-    "daily": "Daily",
-    "weekly": "Weekly",
-    "monthly": "Monthly",
-    "manual": "Manual",
+    ScheduleType.CRON: "Cron expression",
+    ScheduleType.INTERVAL: "Interval",
+    ScheduleType.DAILY: "Daily",
+    ScheduleType.WEEKLY: "Weekly",
+    ScheduleType.MONTHLY: "Monthly",
+    ScheduleType.MANUAL: "Manual",
 }
 ORIGINS = {
-    "schedule": "schedule",
-    "manual": "a person",
-    "trigger": "parents",
-    "backfill": "backfill",
-    "rerun": "a person, again",
+    Origin.SCHEDULE: "schedule",
+    Origin.MANUAL: "a person",
+    Origin.TRIGGER: "parents",
+    Origin.BACKFILL: "backfill",
+    Origin.RERUN: "a person, again",
 }
-SKIPS = {"skip": "is skipped", "queue": "waits", "allow": "runs beside it", "replace": "replaces it"}
-MISSED = {
-    "run_once": "the newest one runs, the others are recorded as skipped",
-    "skip": "are recorded as skipped",
-    "run_all": "all run, the oldest first",
+SKIPS: dict[str, str] = {
+    OverlapPolicy.SKIP: "is skipped",
+    OverlapPolicy.QUEUE: "waits",
+    OverlapPolicy.ALLOW: "runs beside it",
+    OverlapPolicy.REPLACE: "replaces it",
+}
+MISSED: dict[str, str] = {
+    MisfirePolicy.RUN_ONCE: "the newest one runs, the others are recorded as skipped",
+    MisfirePolicy.SKIP: "are recorded as skipped",
+    MisfirePolicy.RUN_ALL: "all run, the oldest first",
 }
 
 
@@ -51,7 +64,7 @@ def schedule(job: CronJob) -> str:
 
 def schedule_briefly(job: CronJob) -> str:
     """As `schedule`, for a row of a list."""
-    return "Only when triggered" if job.schedule_type == "manual" else schedule(job)
+    return "Only when triggered" if job.schedule_type == ScheduleType.MANUAL else schedule(job)
 
 
 def standing(found: why.Why) -> str:
@@ -61,7 +74,7 @@ def standing(found: why.Why) -> str:
 
 def upcoming(job: CronJob, now: datetime, count: int = 5) -> list[datetime]:
     """The next slots of a job, in UTC; none for one that is disabled or waits for something other than time."""
-    if not job.enabled or job.schedule_type == "manual":
+    if not job.enabled or job.schedule_type == ScheduleType.MANUAL:
         return []
     if slots.counts_from_completion(job):
         return [job.next_run_time] if job.next_run_time else []
@@ -150,7 +163,7 @@ def _running(job: CronJob) -> list[tuple[str, str]]:
         ("While the last run goes on", f"a new slot {_overlap(job)}"),
         ("Missed slots", MISSED.get(job.misfire_policy, job.misfire_policy)),
     ]
-    if job.misfire_policy != "run_all" and job.misfire_grace_seconds != 60:
+    if job.misfire_policy != MisfirePolicy.RUN_ALL and job.misfire_grace_seconds != 60:
         found.append(("Missed means", f"more than {in_words(job.misfire_grace_seconds)} late"))
     if job.memory_limit_mb:
         found.append(("Memory limit", f"{job.memory_limit_mb} MiB"))
@@ -160,7 +173,7 @@ def _running(job: CronJob) -> list[tuple[str, str]]:
         found.append(("Priority", f"{job.priority} of 9"))
     if job.worker_tag:
         found.append(("Only on workers tagged", job.worker_tag))
-    if job.on_lost_contact == "continue":
+    if job.on_lost_contact == LostContact.CONTINUE:
         found.append(("Without the database", "a run goes on"))
     if job.jitter_seconds:
         found.append(("Starts later by", f"a fixed offset of up to {in_words(job.jitter_seconds)}"))
@@ -175,7 +188,7 @@ def _running(job: CronJob) -> list[tuple[str, str]]:
 
 def _overlap(job: CronJob) -> str:
     done = SKIPS.get(job.overlap_policy, job.overlap_policy)
-    return f"{done}; at most {job.queue_length} wait" if job.overlap_policy == "queue" else done
+    return f"{done}; at most {job.queue_length} wait" if job.overlap_policy == OverlapPolicy.QUEUE else done
 
 
 def _failing(job: CronJob) -> list[tuple[str, str]]:
@@ -188,11 +201,19 @@ def retries(job: CronJob) -> str:
         return "none"
     times = "once" if job.max_retries == 1 else f"up to {job.max_retries} times"
     delay = in_words(job.retry_delay_seconds)
-    if job.retry_strategy == "immediate" or job.retry_delay_seconds == 0:
-        return f"{times}, at once"
-    if job.retry_strategy == "fixed" or job.max_retries == 1:
-        return f"{times}, {delay} after each failure"
-    return f"{times}, after {delay} at first, doubling to at most {in_words(job.retry_max_delay_seconds)}"
+    each, at_once = f"{times}, {delay} after each failure", f"{times}, at once"
+    match RetryStrategy.of(job.retry_strategy):
+        case RetryStrategy.IMMEDIATE:
+            return at_once
+        case RetryStrategy.FIXED | RetryStrategy.EXPONENTIAL if job.retry_delay_seconds == 0:
+            return at_once
+        case RetryStrategy.EXPONENTIAL if job.max_retries > 1:
+            longest = in_words(job.retry_max_delay_seconds)
+            return f"{times}, after {delay} at first, doubling to at most {longest}"
+        case RetryStrategy.FIXED | RetryStrategy.EXPONENTIAL:
+            return each
+        case never:
+            assert_never(never)
 
 
 def _telling(job: CronJob) -> list[tuple[str, str]]:
