@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import sqlite3
@@ -15,16 +16,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from kytecron.config import Settings
+from kytecron.config import ROOT, Settings
 from kytecron.services import lifecycle
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
-from kytecron.store.models import Base, CronJobExecution
+from kytecron.store.models import Base, CronJobExecution, CronOutbox
 from tests.faults.conftest import root
 from tests.faults.scene import ANNA
 from tests.mariadb import MariaDB
-from tests.workers import Journal, alive, make_job, wait_for, working
+from tests.workers import Journal, alive, executions, make_job, wait_for, wait_for_statuses, working
 
+GUARANTEES = ROOT / "docs" / "guarantees.md"
 ATTACHED = {"concurrency": 12, "renew_seconds": 10, "lease_seconds": 60}
 """The lease of production: nothing is put right by waiting for its end."""
 
@@ -204,3 +206,27 @@ def test_a_worker_whose_runs_are_gone_from_the_ledger_still_ends(
         backup.restore()
         worker.ended()
         assert not any(alive(pid) for pid in pids)
+
+
+def test_a_copy_that_is_made_quiet_runs_nothing_and_tells_nobody(
+    backup: Backup, sessions: Callable[[], Session], journal: Journal
+) -> None:
+    session = sessions()
+    told = {"notification_email": "ops@example.org", "max_retries": 0}
+    make_job(session, journal.code(), schedule_type="interval", interval_seconds=1, **told)
+    running, pending = (make_job(session, journal.code(), **told) for _ in range(2))
+    lifecycle.trigger(session, running.id, actor=ANNA)
+    (claimed,) = lifecycle.claim(session, "production:1:a", (), 10, lease_seconds=0.01)
+    assert claimed.claim.job_id == running.id
+    lifecycle.trigger(session, pending.id, actor=ANNA)
+    for statement in re.findall(r"^    ((?:UPDATE|DELETE) .*);$", GUARANTEES.read_text(), re.MULTILINE):
+        session.execute(sa.text(statement))
+    session.commit()
+    with working(backup.settings, smtp_host="127.0.0.1"):
+        ours = make_job(session, journal.code(), name="ours")
+        for count in (1, 2):
+            lifecycle.trigger(session, ours.id, actor=ANNA)
+            wait_for_statuses(session, ours, *["completed"] * count)
+    assert {entry["job"] for entry in journal.entries()} == {ours.id}
+    assert session.scalars(sa.select(CronOutbox)).all() == []
+    assert {run.status for run in executions(session) if run.cron_job != ours.id} == {"cancelled"}
