@@ -6,23 +6,28 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from flask import Flask
 from sqlalchemy.orm import Session
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.core import words
+from kytecron.core.states import Outcome, Status
 from kytecron.requestdb import db
-from kytecron.services import accounts, lifecycle, registry
+from kytecron.services import accounts, deadletters, lifecycle, registry
 from kytecron.services.audit import Actor
 from kytecron.services.doctor import examine
+from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
 from kytecron.store import queries
-from kytecron.store.models import CronWorkerRecord
-from tests.command_line import CommandLine
+from kytecron.store.models import CronJob, CronJobDailyStat, CronWorkerRecord
+from tests.command_line import CODE, CommandLine
 from tests.factories import add_job, add_worker, ago, claim_one
 from tests.pages import Visitor, make_visitor, text_of
 
@@ -243,3 +248,201 @@ def test_what_wants_a_look_about_a_worker_is_told_alike(fronts: Fronts) -> None:
     (told,) = fronts.api("/workers")["items"]
     assert (told["running"], told["slots"], told["trouble"]) == (3, 4, "no descriptors")
     assert fronts.rows.get_one(CronWorkerRecord, "one:1:a").lease_seconds == told["lease_seconds"]
+
+
+# -- jobs ------------------------------------------------------------------------------------------------------
+
+
+def end_run(fronts: Fronts, job: CronJob, outcome: Outcome | None = None, *, cancel: bool = False) -> None:
+    """Let a job run to an ending, or cancel it while it runs."""
+    run = lifecycle.trigger(fronts.rows, job.id, actor=TESTER)
+    claim = claim_one(fronts.rows)
+    if cancel:
+        lifecycle.cancel(fronts.rows, run.id, TESTER)
+        outcome = Outcome(Status.CANCELLED, error="cancelled")
+    lifecycle.settle(fronts.rows, [(claim, outcome or Outcome(Status.COMPLETED, duration_ms=1200))])
+
+
+def rates(fronts: Fronts, job: CronJob) -> set[str]:
+    """A job's success rate as each of them writes it."""
+    page = re.search(r"Success (\S+)", text_of(fronts.page(f"/jobs/{job.id}")))
+    assert page
+    summary = fronts.api(f"/jobs/{job.id}")["execution_summary"]["success_rate"]
+    days = fronts.api(f"/jobs/{job.id}/stats")["total"]["success_rate"]
+    table = fronts.table("jobs list")[str(job.id)][6]
+    shown = re.search(r"success % +(\S+)", fronts.cli.output(f"jobs show {job.id}")) or ("", "")
+    return {
+        fronts.cells("/jobs")[f"job-{job.id}"][4],
+        page[1],
+        *(words.percent(one) for one in (summary, days)),
+        *(f"{one}%" if one[:1].isdigit() else "–" for one in (table, shown[1])),
+    }
+
+
+@pytest.mark.parametrize(
+    ("endings", "rate"),
+    [
+        ("", "–"),
+        ("c", "100%"),
+        ("cx", "100%"),
+        ("x", "–"),
+        ("fx", "0%"),
+        ("cccccccf", "87.5%"),
+        ("ccf", "66.7%"),
+    ],
+)
+def test_a_success_rate_has_one_divisor_and_one_rounding(fronts: Fronts, endings: str, rate: str) -> None:
+    job = add_job(fronts.rows, max_retries=0, next_run_time=ago(fronts.rows, hours=-1))
+    for letter in endings:
+        end_run(
+            fronts, job, Outcome(Status.FAILED, error="no") if letter == "f" else None, cancel=letter == "x"
+        )
+        if letter == "f":
+            deadletters.recover(fronts.rows, job.id, TESTER)
+    assert rates(fronts, job) == {rate}
+
+
+def test_nearly_all_is_not_all_anywhere(fronts: Fronts) -> None:
+    job = add_job(
+        fronts.rows,
+        runs_total=1000,
+        runs_completed=999,
+        runs_failed=1,
+        last_execution=1,
+        last_status="completed",
+    )
+    fronts.rows.add(
+        CronJobDailyStat(cron_job=job.id, day=database.now(fronts.rows).date(), completed=999, failed=1)
+    )
+    fronts.rows.commit()
+    assert rates(fronts, job) == {"99.9%"}
+
+
+def last_results(fronts: Fronts, job: CronJob) -> set[str]:
+    """What a job's last slots came to, as each of them writes it."""
+    fronts.rows.rollback()
+    fronts.rows.refresh(job)
+    cell = fronts.cells("/jobs")[f"job-{job.id}"][2]
+    shown = re.search(r"last result +(.+)", fronts.cli.output(f"jobs show {job.id}"))
+    assert shown
+    table = fronts.table("jobs list")[str(job.id)][5]
+    assert shown[1] == table
+    return {
+        re.sub(r" \d{4}-\S+ \S+ UTC", ";", cell).replace("Skipped ", "skipped, ").lower().rstrip(";"),
+        table,
+    }
+
+
+def found_by(fronts: Fronts, result: str) -> set[int]:
+    """The jobs that each of them finds by a last result: the same."""
+    page = {int(row.removeprefix("job-")) for row in fronts.cells(f"/jobs?result={result}")}
+    api = {one["id"] for one in fronts.api(f"/jobs?last_result={result}")["items"]}
+    cli = {one["id"] for one in fronts.cli.json(f"jobs list --last-result {result}")["items"]}
+    assert page == api == cli
+    return page
+
+
+def skip_slots(fronts: Fronts, job: CronJob, number: int) -> None:
+    """Let slots of an enabled job come while it has no code to run: each is skipped."""
+    for _ in range(number):
+        fronts.rows.execute(
+            sa.update(CronJob).where(CronJob.id == job.id).values(next_run_time=ago(fronts.rows, seconds=1))
+        )
+        fronts.rows.commit()
+        lifecycle.enqueue_due(fronts.rows)
+
+
+def test_slots_that_are_skipped_in_a_row_are_seen_everywhere(fronts: Fronts) -> None:
+    add_worker(fronts.rows)
+    first = next(iter(found_by(fronts, "never")))
+    busy = add_job(fronts.rows, name="busy", next_run_time=ago(fronts.rows, hours=-1), max_retries=0)
+    assert last_results(fronts, busy) == {"never ran"}
+    lifecycle.trigger(fronts.rows, busy.id, actor=TESTER)
+    claim = claim_one(fronts.rows)
+    skip_slots(fronts, busy, 17)
+    assert last_results(fronts, busy) == {"skipped, 17 slots in a row"}
+    assert found_by(fronts, "skipped") == {busy.id}
+    assert found_by(fronts, "never") == {first}
+    said = {fronts.api("/stats")["verdict"]["text"], fronts.cli.output("status").splitlines()[0]}
+    assert said == {"1 job skips its slots."}
+    assert "1 job skips its slots." in text_of(fronts.page("/"))
+    assert list(fronts.cells("/jobs?status=skipping")) == [f"job-{busy.id}"]
+    lifecycle.settle(fronts.rows, [(claim, Outcome(Status.COMPLETED))])
+    assert last_results(fronts, busy) == {"completed"}
+    lifecycle.trigger(fronts.rows, busy.id, actor=TESTER)
+    skip_slots(fronts, busy, 2)
+    assert last_results(fronts, busy) == {"completed; 2 slots skipped since"}
+    assert found_by(fronts, "skipped") == found_by(fronts, "completed") == {busy.id}
+    assert fronts.api("/stats")["verdict"] == {"tone": "good", "text": "All jobs are on time."}
+
+
+def test_one_verdict_for_all(fronts: Fronts) -> None:
+    def said() -> set[str]:
+        page = re.search(r'class="verdict verdict-(\w+)">.*?<span>([^<]+)', fronts.page("/"), re.S)
+        assert page
+        api = fronts.api("/stats")["verdict"]
+        status = 1 if api["tone"] == "bad" else 0
+        shell = fronts.cli.output("status", status=status).splitlines()[0]
+        assert fronts.cli.json("status", status=status) == fronts.api("/stats")
+        assert page[1] == api["tone"]
+        return {page[2], api["text"], shell}
+
+    assert said() == {"No worker is running, so nothing starts. Start one with: python worker.py"}
+    worker = add_worker(fronts.rows, draining=True)
+    assert said() == {"All workers are shutting down, so nothing starts."}
+    worker.draining = False
+    fronts.rows.commit()
+    assert said() == {"All jobs are on time."}
+    job = add_job(
+        fronts.rows, next_run_time=ago(fronts.rows, hours=-1), max_retries=0, consecutive_failures=2
+    )
+    assert said() == {"1 job fails."}
+    assert list(fronts.cells("/jobs?status=failing")) == [f"job-{job.id}"]
+    end_run(fronts, job, Outcome(Status.FAILED, error="no"))
+    assert said() == {"1 job is in the dead letter queue."}
+
+
+# -- what is to come -------------------------------------------------------------------------------------------
+
+
+def upcoming_by(fronts: Fronts, job: CronJob) -> set[tuple[str, ...]]:
+    """The next slots as each of them lists them."""
+    page = fronts.page(f"/jobs/{job.id}").split("Next slots")[1].split("</section>")[0]
+    api = fronts.api(f"/jobs/{job.id}/upcoming?count=5")["slots"]
+    cli = fronts.cli.json(f"jobs next-runs {job.id} --count 5")["slots"]
+    countdowns = re.findall(r'datetime="([^"]+)" data-countdown', page)
+    return {tuple(one[:19] for one in found) for found in (countdowns, api, cli)}
+
+
+def test_all_list_the_same_next_slots(fronts: Fronts) -> None:
+    now = database.now(fronts.rows)
+    manager = CronJobManager(fronts.rows, TESTER)
+    hourly = {"code": CODE, "schedule_type": "interval", "interval_seconds": 3600}
+    for number, (fields, most) in enumerate(
+        [
+            ({}, 5),
+            ({"max_runs": 2}, 2),
+            ({"ends_at": (now + timedelta(hours=3)).isoformat()}, 3),
+            ({"interval_anchor": "completion"}, 1),
+            ({"enabled": False}, 0),
+        ]
+    ):
+        job = manager.create_job(name=f"job of {number}", **hourly | fields)
+        (slots,) = upcoming_by(fronts, job)
+        assert len(slots) in (most, max(0, most - 1) if "ends_at" in fields else most), fields
+
+
+def test_slots_closer_than_the_usual_duration_are_warned_of_everywhere(fronts: Fronts) -> None:
+    job = CronJobManager(fronts.rows, TESTER).create_job(
+        name="slow", code=CODE, schedule_type="interval", interval_seconds=60
+    )
+    end_run(fronts, job, Outcome(Status.COMPLETED, duration_ms=100_000))
+    said = "but slots are as little as"
+    form = fronts.page(f"/jobs/preview?schedule_type=interval&interval_seconds=60&job={job.id}")
+    api = fronts.api(f"/jobs/{job.id}")["warnings"]
+    assert api == fronts.api(f"/jobs/{job.id}/upcoming")["warnings"]
+    assert len(api) == 1
+    for text in (text_of(form), text_of(fronts.page(f"/jobs/{job.id}")), api[0]):
+        assert said in text
+    assert said in fronts.cli.output(f"jobs show {job.id}")
+    assert said in fronts.cli.output(f"jobs next-runs {job.id}")

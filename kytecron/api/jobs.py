@@ -8,7 +8,6 @@ from typing import Any
 from flask import Response
 
 from ..core import addresses
-from ..core import preview as previews
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
@@ -18,7 +17,6 @@ from ..services import (
     checking,
     deadletters,
     lifecycle,
-    slots,
     transfer,
     upcoming,
     versions,
@@ -29,6 +27,7 @@ from ..services.jobs import CronJobManager
 from ..store import figures, queries
 from ..store.models import CronJob
 from ..store.queries import JobFilter
+from ..views import jobs as views
 from . import shapes
 from .bodies import YAML
 from .executions import execution_detail
@@ -350,23 +349,16 @@ def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
 
 
 def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
-    configuration = services.configuration_of(job, parents)
-    if configuration["slack_webhook"] and not accounts.allows(call.role, "editor"):
+    values = views.for_programs(job, parents)
+    if values["slack_webhook"] and not accounts.allows(call.role, "editor"):
         # Whoever knows the address may post there.
-        configuration["slack_webhook"] = _masked(configuration["slack_webhook"])
-    return shapes.job_values(job, configuration, _in_words(job))
+        values["slack_webhook"] = _masked(values["slack_webhook"])
+    return values
 
 
 def _masked(address: str) -> str:
     found = addresses.read(address)  # a row written by hand may hold anything
     return f"{found.scheme}://{found.host}{MASKED_PATH}" if found else MASKED_PATH
-
-
-def _in_words(job: CronJob) -> str:
-    try:
-        return previews.describe(slots.schedule_of(job))
-    except Invalid as invalid:  # a row written by hand
-        return invalid.message
 
 
 def _created(call: Call, job: CronJob) -> Answer[shapes.JobDetail]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -118,6 +118,7 @@ class Job(JobFields, _Known):
     dead_letter_reason: str | None
     dead_letter_since: datetime | None
     consecutive_failures: int
+    skipped_in_a_row: int = Field(description="Slots that were skipped since the last run")
     failing_since: datetime | None
     attempts_until: date | None = Field(
         description="Up to this UTC day attempts are counted, not chains: an upgrade found their runs gone"
@@ -136,16 +137,6 @@ class JobDetail(Job):
 
     version_info: Version | None
     warnings: list[str] = Field(description="What about the schedule may surprise; none for a disabled job")
-
-
-def job_values(job: CronJob, configuration: dict[str, Any], schedule: str) -> dict[str, Any]:
-    """The values of Job. They are not validated again: a row written by hand may hold anything."""
-    names = Job.model_fields.keys() - configuration.keys() - {"schedule", "execution_summary"}
-    return configuration | {
-        "schedule": schedule,
-        "execution_summary": ExecutionSummary.model_construct(**figures.execution_summary(job)),
-        **{name: getattr(job, name) for name in names},
-    }
 
 
 class Upcoming(Shape):
@@ -693,6 +684,13 @@ class AuditEntry(Shape):
         return cls(**_attributes(row, cls))
 
 
+class Verdict(Shape):
+    """Whether anything needs a person, in a sentence."""
+
+    tone: Literal["good", "warn", "bad"]
+    text: str
+
+
 class Stats(Shape):
     """How things stand now."""
 
@@ -705,12 +703,15 @@ class Stats(Shape):
     overdue: int = Field(description="Pending, and due more than a minute ago")
     stale_locks: int
     workers: int = Field(description="Alive and starting runs")
+    failing: int = Field(description="Enabled jobs whose last chains failed")
+    skipping: int = Field(description="Enabled jobs that have skipped several slots since their last run")
     today: Figures
+    verdict: Verdict
 
     @classmethod
     def of(cls, found: Standing) -> Self:
-        numbers = asdict(found.numbers) | {"today": Figures.of(found.numbers.today)}
-        return cls(**numbers, workers=found.workforce.alive)
+        values = found.for_programs()
+        return cls(**values | {"today": Figures.of(values["today"])})
 
 
 def _without_details(schema: dict[str, Any]) -> None:

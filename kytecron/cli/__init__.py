@@ -33,6 +33,7 @@ COMMANDS = {
     "locks": Entry("system", "Locks: runs that workers hold under a lease."),
     "dlq": Entry("system", "The dead letter queue: jobs that were given up on."),
     "workers": Entry("system", "Workers: the processes that run jobs."),
+    "status": Entry("system", "Say how everything stands, and whether it needs a person."),
     "users": Entry("people", "Users: who may sign in to the pages, and what they may do there."),
     "tokens": Entry("people", "Tokens: who may use the JSON API, and for what."),
     "secrets": Entry("secrets", "Secrets: values that jobs read with self.secrets."),

@@ -266,7 +266,7 @@ STATUS_COLOURS: dict[str, str] = {
 _COLOURS: dict[str, str] = {
     **STATUS_COLOURS,
     **dict.fromkeys(("enabled", "alive", "ok", "fixed"), "green"),
-    **dict.fromkeys(("dead letter", "problem", "silent", "stale"), "red"),
+    **dict.fromkeys(("dead letter", "problem", "silent", "gone", "stale"), "red"),
     **dict.fromkeys(("warning", "draining"), "yellow"),
     **dict.fromkeys(("disabled", "stopped"), "dim"),
 }

@@ -16,7 +16,6 @@ from ..core.jobspec import DEFAULTS, JobFields
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..core.words import beside
 from ..services import audit, lifecycle, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
@@ -25,6 +24,7 @@ from ..store import queries
 from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
 from ..store.queries import JOB_SORTS, JOB_STATUSES, NEVER_RAN, JobFilter
+from ..views import jobs as views
 from . import console, shapes
 from .console import MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say, yes_option
 from .fields import code_options, given, job_options
@@ -79,43 +79,30 @@ def list_jobs(
         cursor,
         everything,
     )
-    console.print_page(job_page(page), as_json, _show_jobs)
+    console.print_page(job_page(page), as_json, lambda _: _show_jobs([*map(views.view, page.items)]))
 
 
 def job_page(page: Page[CronJob]) -> Page[Shape]:
     """A part of a list of jobs as it is printed."""
     parents = queries.parents(console.database(), [job.id for job in page.items])
-    return Page([shapes.job(job, parents[job.id]) for job in page.items], page.next)
+    return Page([views.for_programs(job, parents[job.id]) for job in page.items], page.next)
 
 
-def _show_jobs(found: list[Shape]) -> None:
+def _show_jobs(found: list[views.JobView]) -> None:
     rows = [
         (
-            job["id"],
-            job["name"],
-            standing(job),
-            job["schedule"],
-            job["next_run_time"],
-            (job["execution_summary"]["last_execution"] or {}).get("status"),
-            job["execution_summary"]["success_rate"],
-            _slots(job["execution_summary"]),
+            job.id,
+            job.name,
+            job.standing.word,
+            job.schedule,
+            job.next_run_time,
+            job.last.text,
+            job.rate,
+            job.slots_text,
         )
         for job in found
     ]
     console.table(("ID", "NAME", "STATUS", "SCHEDULE", "NEXT RUN", "LAST", "SUCCESS %", "SLOTS"), rows)
-
-
-def _slots(summary: Shape) -> str:
-    """How many chains a success rate is of, and what stands beside."""
-    said = beside(summary["total"], summary["attempts"], summary["recovered"], summary["skipped"])
-    return f"{summary['total']} ({said})" if said else str(summary["total"])
-
-
-def standing(job: Shape) -> str:
-    """Whether a job runs: one word."""
-    if job["in_dead_letter_queue"]:
-        return "dead letter"
-    return "enabled" if job["enabled"] else "disabled"
 
 
 @jobs.command()
@@ -123,7 +110,8 @@ def standing(job: Shape) -> str:
 @json_option
 def show(job: str, as_json: bool) -> None:
     """Show a job: where it stands, and what was set on it."""
-    found = detail(manager().find(job))
+    row = manager().find(job)
+    found, view = detail(row), views.view(row)
     if as_json:
         console.print_json(found)
         return
@@ -132,13 +120,14 @@ def show(job: str, as_json: bool) -> None:
         {
             "id": found["id"],
             "name": found["name"],
-            "status": standing(found),
-            "reason": found["dead_letter_reason"] or found["disabled_reason"],
-            "schedule": found["schedule"],
+            "status": view.standing.word,
+            "reason": view.standing.reason,
+            "schedule": view.schedule,
             "next run": found["next_run_time"],
+            "last result": view.last.text,
             "last run": _last_run(summary["last_execution"]),
             "slots": f"{summary['total']}, {summary['successful']} completed",
-            "success %": summary["success_rate"],
+            "success %": view.rate,
             "attempts": summary["attempts"],
             "recovered": summary["recovered"],
             "skipped": summary["skipped"],

@@ -7,11 +7,7 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..core import diff, preview
-from ..core.errors import Invalid
-from ..services import slots
-from ..services.jobs import configuration_of
-from ..store import figures
+from ..core import diff
 from ..store.models import (
     CronJob,
     CronJobExecution,
@@ -20,32 +16,17 @@ from ..store.models import (
     KyteCronJobVersion,
 )
 from ..store.queries import ExecutionDetail, ExecutionRow
+from ..views import jobs
+from ..views.standing import Standing
 
 if TYPE_CHECKING:
     from ..services.transfer import Change
 
 Shape = dict[str, Any]
 
-JOB_STANDING = (
-    *("id", "disabled_reason", "next_run_time", "in_dead_letter_queue", "dead_letter_reason"),
-    *("dead_letter_since", "consecutive_failures", "failing_since", "attempts_until"),
-    *("current_version", "revision"),
-    *("created_at", "created_by", "updated_at", "updated_by"),
-)
 ATTEMPT = ("id", "retry_count", "status", "due_time", "started_at", "completed_at", "error")
 USER = ("id", "username", "role", "enabled", "created_at", "last_login_at")
 TOKEN = ("id", "name", "role", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at")
-
-
-def job(row: CronJob, parents: list[int]) -> Shape:
-    """A job: its configuration, and where it stands."""
-    return {
-        **_values(row, ("id",)),
-        **configuration_of(row, parents),
-        "schedule": schedule(row),
-        "execution_summary": figures.execution_summary(row),
-        **_values(row, JOB_STANDING),
-    }
 
 
 def job_detail(
@@ -53,15 +34,7 @@ def job_detail(
 ) -> Shape:
     """A job with its current version."""
     info = None if current is None else version(current)
-    return job(row, parents) | {"version_info": info, "warnings": warnings}
-
-
-def schedule(row: CronJob) -> str:
-    """A job's schedule in English; what is wrong with it, where a row was written by hand."""
-    try:
-        return preview.describe(slots.schedule_of(row))
-    except Invalid as invalid:
-        return invalid.message
+    return jobs.for_programs(row, parents) | {"version_info": info, "warnings": warnings}
 
 
 def execution(row: CronJobExecution, job_name: str) -> Shape:
@@ -89,6 +62,13 @@ def lock(row: ExecutionRow, now: datetime) -> Shape:
         **_values(held, ("locked_by", "locked_at", "locked_until")),
         "stale": held.locked_until is not None and held.locked_until < now,
     }
+
+
+def stats(found: Standing) -> Shape:
+    """How everything stands."""
+    today = found.numbers.today
+    more = {"total": today.total, "success_rate": today.success_rate}
+    return found.for_programs() | {"today": asdict(today) | more}
 
 
 def version(row: KyteCronJobVersion) -> Shape:

@@ -19,6 +19,7 @@ from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import ExecutionRow, JobFilter
 from ..views import workers as views
+from ..views.standing import Standing, standing
 from . import console, shapes
 from .console import ID, Command, Group, json_option, page_options, say, yes_option
 from .jobs import job_page, manager
@@ -266,6 +267,43 @@ def list_workers(hours: int, as_json: bool) -> None:
     for one in found:
         for text in (f"{note.text}. {note.advice}".rstrip(". ") for note in one.notes):
             say(f"{one.worker_id} {text}.")
+
+
+# -- how everything stands -----------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@json_option
+def status(as_json: bool) -> None:
+    """Say how everything stands, and whether it needs a person.
+
+    The exit status is 1 where the verdict is bad: nothing starts, or runs are late or lost.
+    """
+    session = console.database()
+    found = standing(session, database.now(session))
+    if as_json:
+        console.print_json(shapes.stats(found))
+    else:
+        _show_standing(found)
+    if found.verdict.tone == "bad":
+        raise click.exceptions.Exit(1)
+
+
+def _show_standing(found: Standing) -> None:
+    numbers, today, force = found.numbers, found.numbers.today, found.workforce
+    say(found.verdict.text)
+    console.facts(
+        {
+            "running": numbers.running,
+            "pending": numbers.pending,
+            "jobs": f"{numbers.enabled} enabled, {numbers.disabled} disabled",
+            "failing": numbers.failing,
+            "skipping": numbers.skipping,
+            "dead letters": numbers.dead,
+            "success today": f"{words.percent(today.success_rate)} of {today.total} (UTC day)",
+            "workers": f"{force.alive} alive, {force.busy} of {force.capacity} capacity in use",
+        }
+    )
 
 
 # -- upkeep --------------------------------------------------------------------------------------------------

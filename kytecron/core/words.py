@@ -7,9 +7,9 @@ def duration(milliseconds: float) -> str:
     """Return a duration: `840 ms`, `3.2 s`, `2 min 05 s`, `1 h 03 min`, `2 d 4 h`."""
     if milliseconds < 1000:
         return f"{int(milliseconds)} ms"
-    seconds = int(milliseconds / 1000)
-    if seconds < 60:
-        return f"{int(milliseconds / 100) / 10:.1f} s"
+    if milliseconds < 59_950:  # what rounds to 60.0 s is a minute
+        return f"{milliseconds / 1000:.1f} s"
+    seconds = max(60, int(milliseconds / 1000))
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02} s"
     if seconds < 86_400:
@@ -30,3 +30,15 @@ def beside(total: int, attempts: int, recovered: int, skipped: int) -> str:
         f"{skipped:,} skipped": skipped,
     }
     return ", ".join(said for said, number in told.items() if number)
+
+
+def percent(rate: float | None) -> str:
+    """Return a rate as sharply as it is known: `100%`, `99.9%`; `–` for none."""
+    return "–" if rate is None else f"{rate:g}%"
+
+
+def rate_tone(rate: float | None) -> str:
+    """Return what to make of a success rate: `good` from 90 %, `warn` from 70 %, else `bad`; `none` for none."""
+    if rate is None:
+        return "none"
+    return "good" if rate >= 90 else "warn" if rate >= 70 else "bad"

@@ -279,6 +279,7 @@ class _Tally:
             self._grow("runs_recovered")
         elif outcome.status is Status.SKIPPED:
             self._grow("runs_skipped")
+            self._grow("skipped_in_a_row")
 
     def _grow(self, name: str, amount: int = 1) -> None:
         self.values[name] = self._get(name) + amount
@@ -296,6 +297,8 @@ class _Tally:
                 self._grow(name, int(amount))
         if outcome.duration_ms is not None:
             self.durations.append(outcome.duration_ms)
+        if outcome.status is not Status.SKIPPED and self._get("skipped_in_a_row"):
+            self.values["skipped_in_a_row"] = 0
         if over:
             letters = self._get("recent_results") + LETTERS[outcome.status]
             self.values["recent_results"] = letters[-30:]

@@ -38,6 +38,19 @@ def upcoming(session: Session, job: Any, count: int, now: datetime) -> Upcoming:
     )
 
 
+def schedule_in_words(job: Any) -> str:
+    """A job's schedule as a sentence; of a row that makes none, what is wrong with it."""
+    try:
+        return preview.describe(slots.schedule_of(job))
+    except Invalid as invalid:
+        return invalid.message
+
+
+def counts_from_completion(job: Any) -> bool:
+    """Whether a job's next slot is known only once its last run has ended."""
+    return slots.counts_from_completion(job)
+
+
 def planned(job: Any, count: int) -> list[datetime]:
     """The next `count` slots of a job, fewer where `max_runs` or the schedule end it before. Raises Invalid."""
     if not job.enabled or job.next_run_time is None:

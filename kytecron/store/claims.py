@@ -137,6 +137,7 @@ ON_COMPLETION = (
     "runs_recovered",
     "duration_total_ms",
     "recent_results",
+    "skipped_in_a_row",
 )
 """The columns of a job that most endings need to know."""
 
@@ -196,7 +197,8 @@ def update_jobs(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
 def add_skips(session: Session, skips: Mapping[int, int]) -> None:
     """Count slots of locked jobs that were skipped."""
     for job_id, count in sorted(skips.items()):
-        update_job(session, job_id, {"runs_skipped": JOB.c.runs_skipped + count})
+        counts = {name: JOB.c[name] + count for name in ("runs_skipped", "skipped_in_a_row")}
+        update_job(session, job_id, counts)
 
 
 def jobs_without_slot(session: Session, limit: int) -> Sequence[Row]:

@@ -19,9 +19,11 @@ from ..core.states import FINAL, UNSUCCESSFUL, Status
 from ..core.statistics import merge, percentile, success_rate
 from .models import (
     ENABLED,
+    FAILING,
     NOT_ENABLED,
     PENDING,
     RUNNING,
+    SKIPPING,
     UNSENT,
     CronJob,
     CronJobDailyStat,
@@ -199,6 +201,10 @@ class Counters:
     """Pending runs that were due more than a minute ago: nobody takes them."""
     stale_locks: int
     """Running ones whose lease has ended."""
+    failing: int
+    """Enabled jobs whose last chains failed."""
+    skipping: int
+    """Enabled jobs that have skipped several slots since their last run."""
     today: Figures
 
 
@@ -210,6 +216,8 @@ def counters(session: Session, now: datetime) -> Counters:
             sa.func.count().label("jobs"),
             _number_of(ENABLED).label("enabled"),
             _number_of(JOB.c.in_dead_letter_queue.is_(True)).label("dead"),
+            _number_of(FAILING).label("failing"),
+            _number_of(SKIPPING).label("skipping"),
             sa.func.max(JOB.c.attempts_until).label("attempts_until"),
         ).where(JOB.c.deleted_id == 0)
     ).one()
@@ -219,6 +227,8 @@ def counters(session: Session, now: datetime) -> Counters:
         enabled=int(jobs.enabled),
         disabled=jobs.jobs - int(jobs.enabled) - int(jobs.dead),
         dead=int(jobs.dead),
+        failing=int(jobs.failing),
+        skipping=int(jobs.skipping),
         **pending,
         **_running(session, now),
         today=_together(session, 1, now.date(), jobs.attempts_until).total,
@@ -296,7 +306,7 @@ def _job_vitals(session: Session, now: datetime) -> dict[str, Any]:
             _number_of(sa.and_(alive, ENABLED)).label("enabled"),
             _number_of(sa.and_(alive, NOT_ENABLED, sa.not_(dead))).label("disabled"),
             _number_of(sa.and_(alive, dead)).label("dead"),
-            _number_of(sa.and_(alive, ENABLED, JOB.c.consecutive_failures > 0)).label("failing"),
+            _number_of(sa.and_(alive, FAILING)).label("failing"),
             *(
                 sa.func.coalesce(sa.func.sum(column), 0).label(name)
                 for name, column in (

@@ -180,6 +180,8 @@ class CronJob(Base):
     runs_recovered: Mapped[int] = _count()
     """Chains that completed after at least one failed attempt."""
     runs_skipped: Mapped[int] = _count()
+    skipped_in_a_row: Mapped[int] = _count()
+    """Slots that were skipped since the last run started."""
     chains_counted: Mapped[bool] = mapped_column(sa.Boolean, nullable=False, default=True, server_default="0")
     """Whether the runs from before there were these columns have been counted into them."""
     attempts_until: Mapped[date | None] = mapped_column(sa.Date)
@@ -216,6 +218,9 @@ class CronJob(Base):
 ENABLED: Any = CronJob.__table__.c.enabled == sa.true()
 """Conditions on jobs. Not `enabled.is_(True)`: for IS TRUE, MariaDB looks into no index."""
 NOT_ENABLED: Any = CronJob.__table__.c.enabled == sa.false()
+FAILING: Any = sa.and_(ENABLED, CronJob.__table__.c.consecutive_failures > 0)
+SKIPPING: Any = sa.and_(ENABLED, CronJob.__table__.c.skipped_in_a_row >= 3)
+"""One skipped slot now and then is what an overlap policy is for."""
 
 
 class CronJobDependency(Base):

@@ -22,9 +22,11 @@ from .claims import ON_SCHEDULE
 from .keyset import Key, Order, Page
 from .models import (
     ENABLED,
+    FAILING,
     NOT_ENABLED,
     PENDING,
     RUNNING,
+    SKIPPING,
     CronAudit,
     CronJob,
     CronJobDependency,
@@ -73,6 +75,8 @@ JOB_STATUSES = {
     "enabled": ENABLED,
     "disabled": sa.and_(NOT_ENABLED, JOB.c.in_dead_letter_queue.is_(False)),
     "dead": JOB.c.in_dead_letter_queue.is_(True),
+    "failing": FAILING,
+    "skipping": SKIPPING,
 }
 NEVER_RAN = "never"
 
@@ -90,7 +94,7 @@ class JobFilter:
     tag: str | None = None
     schedule_type: str | None = None
     last_result: str | None = None
-    """How the last run ended, or `never`."""
+    """How the last run ended; `skipped`: slots were skipped since then; `never`: no slot has come to anything."""
 
 
 def jobs(
@@ -128,9 +132,19 @@ def _job_conditions(wanted: JobFilter) -> list[Any]:
     if wanted.schedule_type:
         conditions.append(JOB.c.schedule_type == wanted.schedule_type)
     if wanted.last_result:
-        never = wanted.last_result == NEVER_RAN
-        conditions.append(JOB.c.last_status.is_(None) if never else JOB.c.last_status == wanted.last_result)
+        conditions.append(_has_last_result(wanted.last_result))
     return conditions
+
+
+def _has_last_result(wanted: str) -> Any:
+    if wanted == NEVER_RAN:
+        return sa.and_(JOB.c.last_status.is_(None), JOB.c.runs_skipped == 0)
+    ended_so = JOB.c.last_status == wanted
+    if wanted != Status.SKIPPED:
+        return ended_so
+    # Slots that were skipped since then, or before anything ran.
+    never_ran = sa.and_(JOB.c.last_status.is_(None), JOB.c.runs_skipped > 0)
+    return sa.or_(ended_so, JOB.c.skipped_in_a_row > 0, never_ran)
 
 
 def jobs_with_next_slot(session: Session) -> Iterator[Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import Response, render_template, request, url_for
 from markupsafe import Markup
@@ -21,6 +21,7 @@ from ..services.jobs import CronJobManager
 from ..services.versions import read_job
 from ..store import db, figures, queries
 from ..store.models import CronJob
+from ..views import jobs as views
 from . import access, words
 from .access import needs
 from .bounds import LONG, takes
@@ -32,13 +33,20 @@ area = access.area("jobs", __name__, "/jobs")
 
 PAGE = 25
 DAYS = 30
+UPCOMING = 5
 SORTS = [
     ("name", "Name"),
     ("next_run_time", "Next run"),
     ("-last_run", "Last run"),
     ("-id", "Newest"),
 ]
-STATUSES = [("enabled", "Enabled"), ("disabled", "Disabled"), ("dead", "Dead letter")]
+STATUSES = [
+    ("enabled", "Enabled"),
+    ("disabled", "Disabled"),
+    ("dead", "Dead letter"),
+    ("failing", "Failing"),
+    ("skipping", "Skipping"),
+]
 ENDINGS = {
     Status.COMPLETED: "Completed",
     Status.FAILED: "Failed",
@@ -74,7 +82,7 @@ def index() -> Response:
     return page(
         "jobs/list.html",
         "jobs/_list.html",
-        rows=[_row(job) for job in found.items],
+        rows=[_row(views.view(job)) for job in found.items],
         next_cursor=found.next,
         cursor=request.args.get("cursor"),
         filters=filters,
@@ -87,49 +95,14 @@ def index() -> Response:
     )
 
 
-class Row(NamedTuple):
-    """What the list shows of a job."""
-
-    id: int
-    name: str
-    schedule: str
-    tags: tuple[str, ...]
-    enabled: bool
-    in_dead_letter_queue: bool
-    dead_letter_reason: str | None
-    last_execution: int | None
-    last_status: str | None
-    last_run_at: datetime | None
-    recent_results: str
-    rate: float | None
-    rate_title: str
-    next_run_time: datetime | None
-
-
-def _row(job: CronJob) -> Markup:
-    row = Row(
-        job.id,
-        job.name,
-        words.schedule_briefly(job),
-        tuple(words.tags(job)),
-        job.enabled,
-        job.in_dead_letter_queue,
-        job.dead_letter_reason,
-        job.last_execution,
-        job.last_status,
-        job.last_run_at,
-        job.recent_results,
-        words.rate(job),
-        words.rate_of(figures.execution_summary(job)),
-        job.next_run_time,
-    )
-    return _row_html(row, access.user().role, request.script_root)
+def _row(job: views.JobView) -> Markup:
+    return _row_html(job, access.user().role, request.script_root)
 
 
 @lru_cache(maxsize=4096)
-def _row_html(row: Row, role: str, script_root: str) -> Markup:
+def _row_html(job: views.JobView, role: str, script_root: str) -> Markup:
     """Most rows of a list that refreshes itself are the ones of the time before, and for everybody of a role."""
-    return Markup(render_template("jobs/_row.html", job=row))
+    return Markup(render_template("jobs/_row.html", job=job))
 
 
 # -- one job -------------------------------------------------------------------------------------------------
@@ -156,13 +129,14 @@ def show(job_id: int) -> Response:
         "jobs/job.html",
         "jobs/_overview.html",
         job=job,
+        view=views.view(job),
         tab="overview",
         recent=recent.items,
         more=recent.next is not None,
         statistics=statistics,
         columns=_columns(statistics.days),
         summary=figures.execution_summary(job),
-        upcoming=words.upcoming(job, now),
+        upcoming=views.next_slots(session, job, UPCOMING, now),
         family=_family(session, job_id),
         why=why.explain(session, job_id, now),
         facts=words.facts(job),

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, assert_never, cast
+from typing import Any, assert_never
 
 from markupsafe import Markup, escape
 
-from ..core import preview, words
 from ..core.choices import (
     LostContact,
     MisfirePolicy,
@@ -20,9 +19,16 @@ from ..core.choices import (
 from ..core.errors import Invalid
 from ..core.schedule import in_words, zone
 from ..core.states import Origin
-from ..services import endings, slots, why
-from ..store.figures import Figures, execution_summary
+from ..core.words import duration as duration
+from ..core.words import percent as percent
+from ..core.words import rate_tone as rate_tone
+from ..services import endings, why
+from ..services.upcoming import schedule_in_words as schedule  # noqa: F401
 from ..store.models import CronJob
+from ..views.jobs import beside as beside
+from ..views.jobs import counted_as as counted_as
+from ..views.jobs import rate_of as rate_of
+from ..views.jobs import tags as tags
 
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
 BARS = 30
@@ -54,34 +60,9 @@ MISSED: dict[str, str] = {
 }
 
 
-def schedule(job: CronJob) -> str:
-    """A job's schedule as a sentence; of a row that makes none, what is wrong with it."""
-    try:
-        return preview.describe(slots.schedule_of(job))
-    except Invalid as invalid:
-        return invalid.message
-
-
-def schedule_briefly(job: CronJob) -> str:
-    """As `schedule`, for a row of a list."""
-    return "Only when triggered" if job.schedule_type == ScheduleType.MANUAL else schedule(job)
-
-
 def standing(found: why.Why) -> str:
     """How a job stands, on a page that names it already."""
     return f"It {why.VERDICTS[found.reasons[0].code]}."
-
-
-def upcoming(job: CronJob, now: datetime, count: int = 5) -> list[datetime]:
-    """The next slots of a job, in UTC; none for one that is disabled or waits for something other than time."""
-    if not job.enabled or job.schedule_type == ScheduleType.MANUAL:
-        return []
-    if slots.counts_from_completion(job):
-        return [job.next_run_time] if job.next_run_time else []
-    try:
-        return preview.preview(slots.schedule_of(job), now, count, job.starts_at, job.ends_at)
-    except Invalid:
-        return []
 
 
 def in_zone(instant: datetime, name: str) -> str:
@@ -96,33 +77,6 @@ def in_zone(instant: datetime, name: str) -> str:
 def clock(local: datetime) -> str:
     """The time of day, with seconds where there are any."""
     return f"{local:%H:%M:%S}" if local.second else f"{local:%H:%M}"
-
-
-def rate(job: CronJob) -> float | None:
-    """The share of a job's chains that completed, in per cent; None before the first."""
-    return cast("float | None", execution_summary(job)["success_rate"])
-
-
-def rate_of(summary: Mapping[str, Any]) -> str:
-    """What a job's success rate is of, and what stands beside it."""
-    if summary["total"]:
-        of = f"{summary['total']} slot{'' if summary['total'] == 1 else 's'}, all time"
-    else:
-        of = "none has completed or failed yet" if summary["attempts"] else "never ran"
-    return "; ".join(part for part in (of, beside(summary)) if part)
-
-
-def beside(figures: Figures | Mapping[str, Any]) -> str:
-    """Attempts, recovered chains and skipped slots, where a success rate is shown."""
-    names = ("total", "attempts", "recovered", "skipped")
-    if isinstance(figures, Figures):
-        return words.beside(*(getattr(figures, name) for name in names))
-    return words.beside(*(figures[name] for name in names))
-
-
-def counted_as(figures: Figures) -> str:
-    """What is to be said of figures that an earlier release counted."""
-    return "each attempt is counted" if figures.counted_as == "attempts" else ""
 
 
 @lru_cache(maxsize=2048)
@@ -233,11 +187,6 @@ def _telling(job: CronJob) -> list[tuple[str, str]]:
     if job.notify_on_recovery:
         occasions.append("recovery")
     return [("Channels", ", ".join(channels)), ("On", ", ".join(occasions) or "nothing")]
-
-
-def tags(job: CronJob) -> list[str]:
-    """A job's tags."""
-    return [tag for tag in job.tags.split(",") if tag]
 
 
 BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}

@@ -121,7 +121,10 @@ def test_pages_of_jobs_follow_each_other_in_every_order(
 def test_an_unknown_status_or_sort_is_named(session: Session) -> None:
     with pytest.raises(Invalid) as refused:
         queries.jobs(session, JobFilter(status="asleep"))
-    assert refused.value.fields["status"] == "Invalid status. Must be one of: enabled, disabled, dead"
+    assert (
+        refused.value.fields["status"]
+        == "Invalid status. Must be one of: enabled, disabled, dead, failing, skipping"
+    )
     with pytest.raises(Invalid) as refused:
         queries.jobs(session, sort="color")
     assert "sort" in refused.value.fields
