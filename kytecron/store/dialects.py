@@ -653,3 +653,23 @@ def _plain(element: Rare, compiler: Any, **options: Any) -> str:
 @compiles(Rare, "sqlite")
 def _likelihood(element: Rare, compiler: Any, **options: Any) -> str:
     return f"likelihood({compiler.process(element.clauses, **options)}, 0.000001)"
+
+
+class Total(FunctionElement[int]):
+    """The sum of a column of whole numbers, over many rows."""
+
+    type = sa.Integer()
+    name = "total"
+    inherit_cache = True
+
+
+@compiles(Total)
+def _sum(element: Total, compiler: Any, **options: Any) -> str:
+    return f"sum({compiler.process(element.clauses, **options)})"
+
+
+@compiles(Total, "mysql")
+@compiles(Total, "mariadb")
+def _sum_of_doubles(element: Total, compiler: Any, **options: Any) -> str:
+    # Integers are added as decimals there, which takes a fifth longer; doubles are exact up to 2**53.
+    return f"sum({compiler.process(element.clauses, **options)} + 0e0)"

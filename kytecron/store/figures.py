@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from ..core.choices import MessageStatus
 from ..core.states import FINAL, UNSUCCESSFUL, Status
 from ..core.statistics import merge, percentile, success_rate
+from .dialects import Total
 from .models import (
     ENABLED,
     FAILING,
@@ -129,9 +130,7 @@ def global_statistics(session: Session, days: int, today: date) -> Statistics:
 
 
 def _together(session: Session, days: int, today: date, attempts_until: date | None) -> Statistics:
-    sums = [
-        sa.func.sum(STAT.c[name]).label(name) for name in (*ENDINGS, *RETRIED, "recovered", "duration_ms")
-    ]
+    sums = [Total(STAT.c[name]).label(name) for name in (*ENDINGS, *RETRIED, "recovered", "duration_ms")]
     unknown = [sa.null().label(name) for name in ("durations", "duration_min_ms", "duration_max_ms")]
     rows = session.execute(
         sa.select(STAT.c.day, *sums, *unknown)
@@ -154,7 +153,7 @@ def _statistics(rows: Iterable[Any], days: int, today: date, attempts_until: dat
 
 
 def _figures(rows: list[Any], attempts_until: date) -> Figures:
-    # MariaDB sums integers to decimals.
+    # MariaDB's sums are no integers.
     sums = {name: sum(int(getattr(row, name)) for row in rows) for name in (*ENDINGS, *RETRIED, "recovered")}
     attempts = sum(sums[name] for name in ("completed", *FAILURES))
     counts = {name: sums[name] - sums.get(f"retried_{name}", 0) for name in (*ENDINGS, "recovered")}
