@@ -23,9 +23,10 @@ install: .venv/run.stamp .venv/bin/kytecron ## What kytecron needs, and the comm
 test: .venv/test.stamp .venv/bin/kytecron ## The whole test suite, or a part: ONLY=tests/core, ONLY="tests/web -k diff", ONLY="-m 'not browser'"
 	@$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),-n auto --dist worksteal)
 
-lint: .venv/test.stamp ## Style and types
+lint: .venv/test.stamp ## Style, templates and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/djlint --lint --quiet kytecron/templates
 	$(BIN)/mypy
 
 format: .venv/test.stamp ## Put style in order

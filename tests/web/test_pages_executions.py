@@ -191,7 +191,7 @@ def test_a_failed_run_shows_what_changed_since_it_last_worked(app: Flask, viewer
         lifecycle.abandon_pending(session, job.id, "test")
     bad = run_once(app, job, Status.FAILED, error="no")
     page = viewer.get(f"/executions/{bad}").text
-    assert f"Execution {good}, version 1" in page
+    assert f"Execution {good}, version 1" in text_of(page)
     assert re.search(r"<del>.*World.*</del>", page)
     assert re.search(r"<ins>.*Mars.*</ins>", page)
     assert "What changed since" not in viewer.get(f"/executions/{good}").text

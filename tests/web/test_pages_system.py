@@ -38,7 +38,7 @@ def test_dead_letters_are_recovered_one_by_one_several_or_all(app: Flask, operat
     assert "dead-3" in text
     assert "no disk" in text
     assert text_of(operator.get("/jobs").text).startswith("Jobs"), "and the navigation counts them"
-    assert re.search(r'Dead letters</span><span class="nav-count">4<', operator.get("/jobs").text)
+    assert re.search(r'Dead letters</span><span\s+class="nav-count">4<', operator.get("/jobs").text)
     nothing = operator.post("/dead-letters/recover", {"which": "chosen"}, part=True)
     assert toast(nothing) == "Choose the jobs to recover first."
     answer = operator.post(
