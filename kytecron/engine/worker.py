@@ -12,7 +12,6 @@ A slot is free as soon as its process is gone: it is filled before the result is
 from __future__ import annotations
 
 import logging
-import math
 import os
 import select
 import signal
@@ -38,6 +37,7 @@ from ..services.registry import Trouble
 from ..store import db, schema
 from .child import boot_time
 from .limits import affordable
+from .lookout import Lookout, Sight, Wants
 from .runner import Call, Ended, Progressed, Refused, Runner, RunRequest, Started
 from .statistics import Statistics
 from .telling import Rarely
@@ -61,12 +61,6 @@ RENEW_PAUSE_SECONDS = 0.5
 SHORTEST_TIMEOUT_SECONDS = 2.0
 CREW_SECONDS = 5.0
 """How often a worker asks which others do the same work."""
-TURN_SECONDS = 0.015
-"""Workers come to a slot one after another, so far apart: all at once they would only be in each other's way."""
-LAST_TURN_SECONDS = 0.1
-"""The last of many comes no later than this."""
-FRESH_SECONDS = 1.0
-"""A slot that became due within this time and is locked is being served; after it, somebody has forgotten a lock."""
 MOST_UNWRITTEN = 2
 """Results that wait to be written, for each slot, before no more runs are claimed."""
 MOST_PIECES = 16
@@ -138,22 +132,7 @@ class CronWorker:
         self._ended: list[_Ending] = []
         self._code = _CodeCache(CODE_CACHE_BYTES)
         self._timers = _Timers()
-        self._looked_at = 0.0
-        self._look_by = 0.0
-        """When to look again at the latest, on the monotonic clock."""
-        self._crew: list[str] = [self.worker_id]
-        """The workers that do the same work, itself included."""
-        self._place = 0
-        """In the order in which they come to the next slot."""
-        self._left_to = 0
-        """To so many workers before it this one has left what was due when it last looked."""
-        self._slot_late = 0.0
-        """Seconds that a slot had been due when this worker last looked."""
-        self._slot_in = math.inf
-        self._run_in = math.inf
-        """Seconds from the last look until the next slot and the next pending run are due."""
-        self._backlog = False
-        """Due runs were left over when this worker last looked or claimed."""
+        self._lookout = Lookout(self.worker_id, concurrency, settings.poll_interval, drain)
         self._skew = timedelta(0)
         """This machine's clock less the database's."""
         self._unsure: int | None = None
@@ -264,19 +243,19 @@ class CronWorker:
             # Results that the database will not take are given up once no lease can protect them any more.
             patience = self.settings.grace_seconds + self.settings.lease_seconds
             return idle or time.monotonic() - self._stopping_since > patience
-        looked = self._looked_at > 0 and not self._must_look()
-        return self.drain and idle and looked and not self._due_now() and not self._pauses()
+        now, wants = time.monotonic(), self._wants()
+        looked = self._lookout.looked_at > 0 and not self._lookout.must_look(now, wants)
+        return self.drain and idle and looked and not self._lookout.is_due(now, wants) and not self._pauses()
 
     def _sleep(self) -> None:
         """Wait for the next duty, the next due instant or a wake, whichever comes first."""
         now = time.monotonic()
-        until = [self._timers.patrol, self._look_by]
+        until = [self._timers.patrol, self._lookout.wakes_at(self._wants())]
         if self._runs:
             until += [self._timers.renew, self._timers.flush]
         if self._ended:
             soonest = min(held.settle_at for held, _ in self._ended)
             until.append(max(self._timers.settle, soonest))
-        until.append(self._looked_at + self._next_due_in())
         if self._outage_since is not None:
             until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
         # Rounded up to the poller's milliseconds: waking a moment early would only mean a second look.
@@ -395,7 +374,7 @@ class CronWorker:
                 held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
                 continue
             if outcome.status is Status.PENDING:
-                self._look_by = min(self._look_by, max(time.monotonic(), self._shortage.until))
+                self._lookout.gave_back(max(time.monotonic(), self._shortage.until))
             else:
                 self.statistics.ended(outcome.status)
             if outcome.status in UNSUCCESSFUL:
@@ -484,25 +463,33 @@ class CronWorker:
 
     def _look_and_take(self) -> bool:
         """Look what is due, put due slots into the ledger, claim and start; returns whether anything happened."""
-        if not self._backlog and not self._must_look():
+        lookout, wants = self._lookout, self._wants()
+        if not lookout.backlog and not lookout.must_look(time.monotonic(), wants):
             return False
         enqueued = started = 0
         with self._database("look for work") as attempt:
-            if self._place == 0 and 0 < self._slot_in <= self._since_look():
-                self._slot_in = self._slot_late = 0  # served first: the look that tells what is next can wait
-            elif self._must_look():
+            now = time.monotonic()
+            if not lookout.slot_came(now) and lookout.must_look(now, wants):
                 self._look()
-            if self._slot_in == 0 and not self._plans():
-                self._slot_in = math.inf  # others do
-            elif self._slot_in == 0:
-                enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
-                if not enqueued:
-                    self._slot_in = math.inf  # the job is locked by somebody: no reason to spin
-                    if self._slot_late < FRESH_SECONDS:
-                        self._look_by = time.monotonic() + self._turn(max(1, self._place))
-            if (enqueued or self._backlog) and self._takes_work():
+            if lookout.slot_in == 0:
+                enqueued = self._enqueue()
+            if (enqueued or lookout.backlog) and wants.runs:
                 started = self._take()
         return not attempt.failed and bool(enqueued or started)
+
+    def _wants(self) -> Wants:
+        goes_on = self._stopping_since is None
+        return Wants(slots=goes_on, runs=goes_on and self._free_slots() > 0)
+
+    def _enqueue(self) -> int:
+        """Put due slots into the ledger, unless that is for others; returns how many jobs had some."""
+        if not self._plans():
+            self._lookout.leaves_slots()
+            return 0
+        enqueued = lifecycle.enqueue_due(self.session, ENQUEUE_BATCH)
+        if not enqueued:
+            self._lookout.met_locked_slot(time.monotonic())
+        return enqueued
 
     def _plans(self) -> bool:
         """Whether it is for this worker to turn slots into runs."""
@@ -515,82 +502,19 @@ class CronWorker:
 
     def _look(self) -> None:
         before, wall = time.monotonic(), datetime.now(UTC)
-        by_chance = self._since_look() >= self.settings.poll_interval
-        crew = len(self._crew)
         look = self._onlooker.ask(
             lifecycle.look,
             self.worker_id,
             held=[held.run.claim for held in self._runs.values()],
             tags=self.settings.tags,
             without=self._paused.ids,
-            count=crew * self.settings.concurrency if crew > 1 else 1,
+            count=self._lookout.counts,
         )
         self._skew = wall - look.now
         for execution_id, asked in look.stops.items():
             self._maybe_stop(execution_id, asked)
-        self._looked_at = before
-        self._look_by = before + self.settings.poll_interval
-        self._slot_late = (look.now - look.slot_due).total_seconds() if look.slot_due else 0.0
-        self._place = self._place_at(look.slot_due) if look.slot_due else 0
-        passed = time.monotonic() - before
-        self._slot_in = self._comes_in(look.slot_due, look.now, passed)
-        self._run_in = self._comes_in(look.run_due, look.now, passed)
-        self._backlog = self._run_in == 0
-        contended = self._backlog and not (by_chance or self.drain)
-        self._left_to = self._enough_before(look.due, look.run_due) if contended and look.run_due else 0
-        if self._left_to:
-            self._backlog, self._run_in = False, passed + self._turn(self._left_to)
-
-    def _enough_before(self, due: int, since: datetime) -> int:
-        """How many workers before this one have room enough for what is due, so that it leaves it to them; or none.
-
-        Only for a moment: they may be busy. Whenever it comes back it counts half as many before it.
-        """
-        before = self._left_to // 2 if self._left_to else self._place_at(since)
-        return before if due <= before * self.settings.concurrency else 0
-
-    def _comes_in(self, moment: datetime | None, now: datetime, passed: float) -> float:
-        """Seconds from a look, which was `passed` seconds ago, until this worker comes to what is due at `moment`."""
-        if moment is None:
-            return math.inf
-        seconds = max(0.0, (moment - now).total_seconds())
-        if not seconds:
-            return 0
-        # As late as it may be: served a moment too early there would be nothing to serve.
-        return seconds + passed + self._turn(self._place_at(moment))
-
-    def _place_at(self, moment: datetime) -> int:
-        return registry.place(self._crew, self.worker_id, moment)
-
-    def _turn(self, place: int) -> float:
-        """Seconds after a slot at which the worker at `place` comes to it."""
-        return min(place * TURN_SECONDS, place * LAST_TURN_SECONDS / len(self._crew))
-
-    def _must_look(self) -> bool:
-        """Whether the last look is too old to go by."""
-        since = self._since_look()
-        others_had_time = len(self._crew) > 1 and since >= TURN_SECONDS
-        return (
-            time.monotonic() >= self._look_by
-            or since >= self._next_due_in()
-            or (self._backlog and others_had_time and self._takes_work())
-        )
-
-    def _since_look(self) -> float:
-        return time.monotonic() - self._looked_at
-
-    def _next_due_in(self) -> float:
-        """Seconds from the last look to the next instant at which there is something for this worker."""
-        if self._stopping_since is not None:
-            return math.inf
-        # What is due already is either taken from the backlog or has to wait for a free slot.
-        return min(self._slot_in, self._run_in if self._takes_work() and not self._backlog else math.inf)
-
-    def _due_now(self) -> bool:
-        return self._backlog or self._next_due_in() <= self._since_look()
-
-    def _takes_work(self) -> bool:
-        return self._stopping_since is None and self._free_slots() > 0
+        sight = Sight(look.now, look.slot_due, look.run_due, look.due)
+        self._lookout.saw(sight, before, time.monotonic())
 
     def _running(self) -> int:
         """How many runs still have, or may have, a process."""
@@ -621,11 +545,9 @@ class CronWorker:
             self._paused.ids,
         )
         self._unsure = None
-        if runs or self._backlog:  # else nothing was seen to be due: what was enqueued waits
+        if runs or self._lookout.backlog:  # else nothing was seen to be due: what was enqueued waits
             self.statistics.claimed(len(runs))
-        self._backlog = len(runs) == free
-        if not runs:
-            self._run_in = math.inf  # somebody has it, or has it locked: no reason to spin
+        self._lookout.claimed(len(runs), free)
         self._start(runs, before + self.settings.lease_seconds)
         return len(runs)
 
@@ -796,7 +718,7 @@ class CronWorker:
             if now >= self._timers.crew:
                 self._timers.crew = now + CREW_SECONDS
                 gone |= registry.ended_unsaid(self.session)
-                self._crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
+                self._lookout.crew = sorted({self.worker_id, *registry.crew(self.session, self.settings)})
                 self._compare_tzdata()
             self.session.rollback()
             self._compare_with_ledger(found.holders.get(self.worker_id, 0))
@@ -894,7 +816,7 @@ class CronWorker:
                 self._paused.pause(job_id, error.message, now)
             else:
                 self._paused.lift(job_id)
-                self._look_by = 0
+                self._lookout.look_now()
 
     def _notice_other_files(self) -> None:
         """An SQLite file that was put in the place of this one, from a backup say, is opened; the old one let go."""

@@ -31,9 +31,6 @@ OLDER_LEASE = 60.0
 _IDENTITY = tuple(WORKER.c[name] for name in ("worker_id", "host", "boot_id", "pid", "process_started"))
 """What tells one process from another: columns that every version of the table has."""
 
-_GOLDEN = 0x9E3779B97F4A7C15
-"""2 ** 64 by the golden ratio: its multiples, whatever the step between them, spread evenly over 2 ** 64."""
-
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -234,15 +231,6 @@ def tzdata_elsewhere(session: Session, worker_id: str) -> Tzdata:
         older=any(tzdata_order(worker.tzdata) < here for worker in alive),
         new_here=bool(others) and all(tzdata_order(one.worker.tzdata) < here for one in others),
     )
-
-
-def place(crew: Sequence[str], worker_id: str, moment: datetime) -> int:
-    """A worker's place in the order in which `crew` comes to what is due at `moment`; the first is 0.
-
-    Each is first equally often, whether such moments are a second, an hour or a day apart.
-    """
-    first = int(moment.timestamp()) * _GOLDEN % 2**64 * len(crew) >> 64
-    return (crew.index(worker_id) + first) % len(crew)
 
 
 def _joined(tags: Collection[str]) -> str:

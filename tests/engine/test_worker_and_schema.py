@@ -174,7 +174,8 @@ def test_a_driver_that_fails_while_a_connection_is_opened_is_an_outage_and_no_er
             worker._onlooker.close()
             patch.setattr(type(dialect), "set_isolation_level", lose)
             for _ in range(20):
-                worker._look_by = worker._timers.patrol = 0
+                worker._lookout.look_now()
+                worker._timers.patrol = 0
                 worker.step()
         said = [record for record in caplog.records if record.name == "kytecron.engine.worker"]
         assert [record.levelname for record in said if record.levelname != "INFO"] == ["WARNING"]

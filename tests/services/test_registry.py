@@ -6,8 +6,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -80,20 +79,6 @@ def test_a_crew_is_who_lives_and_takes_the_same_work(session: Session) -> None:
     for name, values in others.items():
         add_worker(session, name, **{"tags": "big,gpu"} | values)
     assert registry.crew(session, settings) == ["a alike", "b alike"]
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 10])
-@pytest.mark.parametrize("step", [1, 60, 300, 3600, 86_400])
-def test_workers_take_turns_and_each_is_first_equally_often(size: int, step: int) -> None:
-    crew = [f"worker {number}" for number in range(size)]
-    begin = datetime(2026, 11, 25, tzinfo=UTC)
-    first: Counter[str] = Counter()
-    for number in range(100 * size):
-        moment = begin + timedelta(seconds=step * number)
-        places = {worker: registry.place(crew, worker, moment) for worker in crew}
-        assert sorted(places.values()) == list(range(size)), "every place is somebody's"
-        first.update(worker for worker, place in places.items() if place == 0)
-    assert all(90 <= first[worker] <= 110 for worker in crew)
 
 
 def test_who_has_no_descriptors_left_takes_nobody_for_gone(session: Session) -> None:
