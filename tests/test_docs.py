@@ -150,10 +150,14 @@ def test_the_example_settings_are_understood_once_the_keys_are_filled_in(
     assert Settings.load().require_secret_key()
 
 
-def test_a_stopping_worker_is_given_the_time_that_it_may_take() -> None:
+WORKERS = ("kytecron-worker.service", "kytecron-worker@.service")
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_stopping_worker_is_given_the_time_that_it_may_take(name: str) -> None:
     defaults = Settings()
     longest = timedelta(seconds=defaults.grace_seconds + defaults.lease_seconds)
-    unit = (ROOT / "deploy" / "kytecron-worker.service").read_text()
+    unit = (ROOT / "deploy" / name).read_text()
     (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)
     assert timedelta(seconds=int(seconds)) > longest
     compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
@@ -163,12 +167,37 @@ def test_a_stopping_worker_is_given_the_time_that_it_may_take() -> None:
 
 def test_a_service_s_stop_signals_the_worker_alone() -> None:
     # To all processes, it would end the jobs at once instead of after the grace.
-    for name in ("worker", "web"):
-        assert "\nKillMode=mixed\n" in (ROOT / "deploy" / f"kytecron-{name}.service").read_text()
+    for name in (*WORKERS, "kytecron-web.service"):
+        assert "\nKillMode=mixed\n" in (ROOT / "deploy" / name).read_text()
 
 
-def test_a_worker_as_a_service_imports_nothing_that_a_job_can_plant_and_has_no_key_of_the_pages() -> None:
-    unit = (ROOT / "deploy" / "kytecron-worker.service").read_text()
+def test_one_of_several_workers_is_run_as_a_single_one_is_but_for_its_own_directory_and_settings() -> None:
+    one, several = (
+        [line for line in (ROOT / "deploy" / name).read_text().splitlines() if not line.startswith("#")]
+        for name in WORKERS
+    )
+    own = "EnvironmentFile=-/etc/kytecron/worker-%i.env"
+    several.remove(own)
+    assert [line.replace(" %i", "").replace("/%i", "") for line in several] == one
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+@pytest.mark.parametrize("name", [*WORKERS, "kytecron-web.service"])
+def test_systemd_understands_every_line_of_a_unit(name: str, tmp_path: Path) -> None:
+    unit = tmp_path / name.replace("@", "@gpu")
+    text = (ROOT / "deploy" / name).read_text()
+    unit.write_text(re.sub(r"/opt/kytecron/\.venv/bin/\w+", "/bin/sh", text))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_worker_as_a_service_imports_nothing_that_a_job_can_plant_and_has_no_key_of_the_pages(
+    name: str,
+) -> None:
+    unit = (ROOT / "deploy" / name).read_text()
     assert "bin/python -s -P worker.py\n" in unit
     assert "\nEnvironment=PYTHONNOUSERSITE=1\n" in unit
     assert "\nUnsetEnvironment=KYTECRON_SECRET_KEY\n" in unit
