@@ -85,6 +85,7 @@ STANDARD_LIBRARY_ONLY = (
     "kytecron.engine.child",
     "kytecron.engine.forkserver",
     "kytecron.engine.scratch",
+    "kytecron.engine.shared",
     "kytecron.job",
     "kytecron.services",
     "kytecron.services.checker",

@@ -31,6 +31,7 @@ from _signal import pthread_sigmask  # type: ignore[import-not-found]  # without
 from datetime import UTC, datetime
 
 from .. import job as api
+from . import shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ KEPT = 64 * 1024
 """Most characters kept of a result, of a stack trace and of the state."""
 
 MASKED = "***"
+
+SHARED = "shared"
+"""A directory in there: what the run's processes share by name."""
 
 LONGEST_CALL = 256 * 1024
 """Bytes of a call through `self.api`. Parameters of 64,000 bytes are at most 192,000 in JSON."""
@@ -366,7 +370,9 @@ with open({path!r}, encoding="utf-8", errors="surrogatepass", newline="") as fil
 __file__ = {filename!r}
 linecache.cache[__file__] = (len(source), None, source.splitlines(keepends=True), __file__)
 code = compile(source, __file__, "exec", dont_inherit=True)
-del linecache, file, source, globals()["__cached__"]
+from kytecron.engine.shared import note_names_here
+note_names_here({shared!r})
+del linecache, file, source, note_names_here, globals()["__cached__"]
 exec(globals().pop("code"))
 """
 """The module as another interpreter imports it. Like there, the module's own code runs and `execute` does not."""
@@ -393,10 +399,16 @@ def _write_module(_: types.ModuleType | None = None) -> None:
         os.utime(directory.removesuffix(CODE))  # the run's directory counts as used: both go in the end
         path = f"{directory}/{MODULE}.txt"
         _write(path, _Place.source.encode("utf-8", "surrogatepass"))
-        _write(f"{directory}/{MODULE}.py", COPY.format(path=path, filename=_Place.filename).encode())
+        copy = COPY.format(path=path, filename=_Place.filename, shared=f"{directory}/{SHARED}")
+        _write(f"{directory}/{MODULE}.py", copy.encode())
     except OSError as error:
         print(f"the processes that this job starts will not find its functions: {error}", file=sys.stderr)
     sys.path.append(directory)
+
+
+def _note_names(tracker: types.ModuleType) -> None:
+    if _Place.directory:
+        shared.note_names(tracker, f"{_Place.directory}/{SHARED}")
 
 
 def _write(path: str, data: bytes) -> None:
@@ -409,7 +421,7 @@ def prepare() -> None:
     for number in STOPS:
         signal.signal(number, _signals.received)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    actions = dict.fromkeys(STARTS_PROCESSES, _write_module)
+    actions = dict.fromkeys(STARTS_PROCESSES, _write_module) | dict.fromkeys(shared.TRACKERS, _note_names)
     sys.meta_path.insert(0, AtImport({"logging": _set_up_logging, **actions}))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]

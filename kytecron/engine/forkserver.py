@@ -132,7 +132,7 @@ class Run:
 
     __slots__ = (
         *("id", "pid", "pidfd", "started", "limit", "lease", "grace"),
-        *("cause", "stopped", "kill_at", "killed", "ended", "news", "scratch", "strays"),
+        *("cause", "stopped", "kill_at", "killed", "ended", "news", "scratch", "strays", "names"),
     )
 
     def __init__(
@@ -153,6 +153,7 @@ class Run:
         self.news = b""
         self.scratch = process.scratch
         self.strays: set[int] | None = None
+        self.names = False
 
     def next_deadline(self) -> float:
         return min(self.limit, self.lease, self.kill_at)
@@ -498,7 +499,7 @@ class ForkServer:
             return
         now = boot_time()
         self._end_strays(now)
-        over = [run for run in self._over if not run.strays or now >= run.ended + STRAY_SECONDS]
+        over = [run for run in self._over if self._has_let_go(run, now)]
         for run in over:
             # Hanging in the kernel (a dead disk, say): not waited for a second time.
             self._unkillable |= run.strays or set()
@@ -506,6 +507,17 @@ class ForkServer:
             self._over.remove(run)
             self._unsent += run.news
             self._give_up(run.scratch, run.started)
+
+    def _has_let_go(self, run: Run, now: float) -> bool:
+        """Whether nothing of a run that is over is left: no process, and no name that they shared."""
+        if now >= run.ended + STRAY_SECONDS:
+            return True
+        if run.strays:
+            return False
+        if not run.names and self._scratch.give_up_names(run.scratch):
+            run.names = True
+            self._wake_sweeper()
+        return not run.names or not self._scratch.has_names(run.scratch)
 
     def _end_strays(self, now: float) -> None:
         """SIGTERM, a moment, SIGKILL for what has outlived the runs that are over."""
@@ -536,9 +548,12 @@ class ForkServer:
 
     def _give_up(self, directory: str, started: float = 0.0) -> None:
         if self._scratch.give_up(directory, started):
-            if self._scratch.sweeper is None:
-                self._scratch.start_sweeper(self._become_sweeper)
-            self._scratch.wake_sweeper()
+            self._wake_sweeper()
+
+    def _wake_sweeper(self) -> None:
+        if self._scratch.sweeper is None:
+            self._scratch.start_sweeper(self._become_sweeper)
+        self._scratch.wake_sweeper()
 
     def _reap_children(self) -> bool:
         """Whether a run is over."""

@@ -5,6 +5,8 @@
         runs-x7f.../        of one fork server, which holds a lock on it while it lives
             12/             working directory of one process
             12.code/        its job's code, for the processes that it starts (child.write_module)
+            12.code/shared/ what these share by name (shared.py)
+            s9/             the same of a run that is over: these names are to be removed, and it
             x9/             of a run that is over, or a piece of it: to be removed
 
 Most runs touch nothing in theirs, and then the next one gets it: the inode says so (its change time cannot be set).
@@ -23,7 +25,8 @@ import select
 import signal
 import time
 
-from .child import CODE, boot_time
+from .child import CODE, SHARED, boot_time
+from .shared import remove_noted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 HOUSE = "runs-"
 OVER = "x"
+NAMES = "s"
 
 AT_ONCE = 5_000
 """Names that the sweeper reads before it removes what they name."""
@@ -104,6 +108,23 @@ class Scratch:
             os.rename(name, OVER + name, src_dir_fd=self._house, dst_dir_fd=self._house)
         except OSError:
             pass  # removed by its job, or out of our hands until the next start
+        return True
+
+    def give_up_names(self, path: str) -> bool:
+        """Of a run whose processes are gone: whether the sweeper has names to remove that they shared."""
+        name = path.rpartition("/")[2]
+        try:
+            os.rename(f"{name}{CODE}/{SHARED}", NAMES + name, src_dir_fd=self._house, dst_dir_fd=self._house)
+        except OSError:
+            return False
+        return True
+
+    def has_names(self, path: str) -> bool:
+        """Whether the sweeper has not removed them yet."""
+        try:
+            os.lstat(NAMES + path.rpartition("/")[2], dir_fd=self._house)
+        except OSError:
+            return False
         return True
 
     def _is_untouched(self, path: str, started: float) -> bool:
@@ -211,6 +232,10 @@ def _was_woken(pipe: int) -> bool:
 
 def _remove_house(base: str, name: str, house: int) -> None:
     for entry in os.listdir(house):
+        if entry.endswith(CODE):
+            _take_names(house, entry)
+    _remove_names(house)
+    for entry in os.listdir(house):
         _move(house, entry, house)
     _remove_marked(house, set())
     try:
@@ -222,6 +247,7 @@ def _remove_house(base: str, name: str, house: int) -> None:
 def _remove_marked(house: int, stubborn: set[str]) -> None:
     """Remove what is marked as over. What resists (a mount, a file that is immutable) is noted, and left alone then."""
     while True:
+        _remove_names(house)
         marked = [name for name in os.listdir(house) if name.startswith(OVER) and name not in stubborn]
         if not marked:
             return
@@ -230,6 +256,22 @@ def _remove_marked(house: int, stubborn: set[str]) -> None:
                 stubborn.add(name)
             if name[len(OVER) :].isdecimal():
                 _move(house, name[len(OVER) :] + CODE, house)
+
+
+def _take_names(house: int, code: str) -> None:
+    """Mark what a run has shared by name, of which its fork server saw no end."""
+    try:
+        os.rename(f"{code}/{SHARED}", NAMES + code.removesuffix(CODE), src_dir_fd=house, dst_dir_fd=house)
+    except OSError:
+        pass  # most share nothing
+
+
+def _remove_names(house: int) -> None:
+    """Remove what the processes of runs that are over have shared by name, and nobody has removed."""
+    for name in os.listdir(house):
+        if name.startswith(NAMES) and name[len(NAMES) :].isdecimal():
+            remove_noted(house, name)
+            _move(house, name, house)
 
 
 def _remove(house: int, name: str) -> bool:

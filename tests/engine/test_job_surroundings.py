@@ -11,6 +11,7 @@ import sys
 import textwrap
 import zipfile
 from collections.abc import Callable
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from kytecron.config import ROOT, Settings
 from kytecron.core.errors import Invalid
 from kytecron.core.states import Status
+from kytecron.engine import shared
 from kytecron.engine.forkserver import SPARES
 from kytecron.engine.runner import Ended, Refused
 from tests.runs import Runs, children_of, wait_until
@@ -129,6 +131,96 @@ def test_what_a_job_shares_is_gone_with_it_and_its_tracker_is_not_killed_at_once
     """
     assert runs.run(body).status is Status.FAILED
     assert [name for name in runs.file("shared").split() if Path("/dev/shm", name).exists()] == []
+
+
+SHARES = """
+import multiprocessing, os, signal
+from multiprocessing import get_context, resource_tracker, shared_memory
+
+KEPT = []
+
+def share(name=None):
+    memory = shared_memory.SharedMemory(name, create=True, size=1000)
+    lock = get_context("spawn").Lock()
+    KEPT.extend([memory, lock])
+    return [memory.name, "sem." + lock._semlock.name.strip("/")]
+
+def kill_tracker():
+    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+
+class Job(CronJobBase):
+    def execute(self):
+"""
+
+
+def sharing(body: str) -> str:
+    return SHARES + textwrap.indent(textwrap.dedent(body), " " * 8)
+
+
+def left_in_shm(names: list[str]) -> list[str]:
+    return [name for name in names if Path("/dev/shm", name).exists()]
+
+
+@pytest.mark.parametrize("context", [None, "fork", "spawn", "forkserver"])
+def test_what_a_run_shares_is_gone_with_it_also_when_it_has_killed_the_tracker(
+    runs: Runs, context: str | None
+) -> None:
+    made = f"get_context({context!r}).Pool(1).apply(share)" if context else "[]"
+    outcome = runs.outcome(runs.start(sharing(f"names = share() + {made}\nkill_tracker()\nreturn names")), 60)
+    assert outcome.status is Status.COMPLETED, outcome.stack_trace
+    assert len(outcome.result) == (4 if context else 2)
+    assert left_in_shm(outcome.result) == []
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)", "raise ValueError"])
+def test_what_a_run_shares_is_gone_however_it_ends(runs: Runs, end: str) -> None:
+    told = "open('../../shared.tmp', 'w').write(' '.join(share())); os.rename('../../shared.tmp', '../../shared')"
+    assert runs.run(sharing(f"{told}\nkill_tracker()\n{end}")).status is Status.FAILED
+    assert left_in_shm(runs.file("shared").split()) == []
+
+
+def test_locks_of_loky_are_gone_also_when_a_run_has_killed_its_tracker(runs: Runs) -> None:
+    body = """
+    from joblib.externals.loky.backend import get_context, resource_tracker
+    lock = get_context("loky").Lock()
+    os.kill(resource_tracker._resource_tracker._pid, signal.SIGKILL)
+    return "sem." + lock._semlock.name.strip("/")
+    """
+    outcome = runs.run(body)
+    assert outcome.status is Status.COMPLETED, outcome.stack_trace
+    assert left_in_shm([outcome.result]) == []
+
+
+def test_what_a_run_has_unregistered_and_what_is_others_stays(runs: Runs) -> None:
+    others = shared_memory.SharedMemory(create=True, size=1000)
+    body = """
+    memory = shared_memory.SharedMemory(create=True, size=1000)
+    resource_tracker.unregister(memory._name, "shared_memory")  # as those do who mean it to stay
+    return [memory.name, *share()]
+    """
+    kept, *rest = runs.run(sharing(body)).result
+    try:
+        assert left_in_shm([kept, others.name, *rest]) == [kept, others.name]
+    finally:
+        Path("/dev/shm", kept).unlink()
+        others.unlink()
+
+
+def test_a_name_that_was_given_again_after_the_run_stays(tmp_path: Path) -> None:
+    of_run, again = (Path(f"/dev/shm/kytecron-test-{os.getpid()}-{number}") for number in (1, 2))
+    of_run.touch()
+    (tmp_path / "shared").mkdir()
+    for path in (of_run, again):
+        (tmp_path / "shared" / path.name).touch()
+    noted = (tmp_path / "shared").rename(tmp_path / "s1")
+    wait_until(lambda: again.touch() or again.stat().st_ctime_ns > noted.stat().st_ctime_ns)
+    house = os.open(tmp_path, os.O_RDONLY)
+    try:
+        shared.remove_noted(house, "s1")
+        assert (of_run.exists(), again.exists()) == (False, True)
+    finally:
+        os.close(house)
+        again.unlink()
 
 
 def test_what_a_killed_job_shares_is_gone_with_it(runs: Runs) -> None:
