@@ -22,7 +22,7 @@ from ..core.dependencies import Ready, Skip, Waiting
 from ..core.states import UNSUCCESSFUL, Origin, Outcome, Status
 from ..core.statistics import bucket
 from ..store import claims, db, dialects
-from ..store.claims import JOB
+from ..store.claims import JOB, EndingJob, EndingRun
 from ..store.dialects import Dialect
 from ..store.models import CronJobDailyStat
 from ..store.prepared import Prepared, values_of
@@ -57,36 +57,33 @@ KEPT_STACK = 100_000
 
 def end(
     session: Session,
-    jobs: Mapping[int, Any],
-    ended: Sequence[tuple[Any, Outcome]],
+    jobs: Mapping[int, EndingJob],
+    ended: Sequence[tuple[EndingRun, Outcome]],
     now: datetime | None = None,
 ) -> None:
-    """Write the endings of locked rows, whose jobs (`jobs`, by id) are locked too.
-
-    Of either it takes to know what `lock_held` and `lock_free_jobs` tell: the rest is read where it is needed.
-    """
+    """Write the endings of locked rows, whose jobs (`jobs`, by id) are locked too."""
     if not ended:
         return
     now = now or db.now(session)
-    jobs = {**jobs, **claims.read_jobs(session, _to_read_whole(jobs, ended))}
-    tallies = {job_id: _Tally(job) for job_id, job in jobs.items()}
+    whole = claims.read_jobs(session, _to_read_whole(jobs, ended))
+    tallies = {job_id: _Tally(job, whole.get(job_id)) for job_id, job in jobs.items()}
     retries: dict[int, tuple[datetime, int]] = {}
     for row, outcome in ended:
         _store_output(session, row.id, outcome)
         tally = tallies.get(row.cron_job)
         if tally is None:  # a row of the job was removed by hand; its runs still end
             continue
-        decision = _decide(tally.job, row, outcome, now)
+        decision = _decide(tally, row, outcome, now)
         if isinstance(decision, retry.RetryAt):
             retries[row.id] = decision.when, row.interruptions + outcome.interrupted
             if decision.note:
                 log.warning("%s", decision.note, extra={"job": row.cron_job, "execution": row.id})
         tally.add(row, outcome, decision, now)
     claims.finish(session, [(row, _final_values(row, outcome, now)) for row, outcome in ended])
-    again = claims.read_runs(session, retries.keys())
+    again = claims.read_to_repeat(session, retries.keys())
     claims.insert_slots(
         session,
-        [_retry_row(row, tallies[row.cron_job].job, *retries[row_id]) for row_id, row in again.items()],
+        [_retry_row(row, tallies[row.cron_job].whole, *retries[row_id]) for row_id, row in again.items()],
     )
     touched = [tally for tally in tallies.values() if tally.counts]
     _plan_after_completion(session, touched, now)
@@ -101,8 +98,8 @@ def end(
     )
 
 
-def _to_read_whole(jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]) -> set[int]:
-    """Jobs of which it takes more than ON_COMPLETION to know."""
+def _to_read_whole(jobs: Mapping[int, EndingJob], ended: Sequence[tuple[EndingRun, Outcome]]) -> set[int]:
+    """Jobs of which it takes more to know than of those that complete again: what follows is theirs to say."""
     return {
         row.cron_job
         for row, outcome in ended
@@ -116,9 +113,10 @@ def _to_read_whole(jobs: Mapping[int, Any], ended: Sequence[tuple[Any, Outcome]]
     }
 
 
-def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decision:
+def _decide(tally: _Tally, row: EndingRun, outcome: Outcome, now: datetime) -> retry.Decision:
     if outcome.status is Status.COMPLETED:
         return retry.Done()
+    job = tally.whole
     policy = retry.Policy(
         job.retry_strategy, job.max_retries, job.retry_delay_seconds, job.retry_max_delay_seconds
     )
@@ -127,7 +125,7 @@ def _decide(job: Any, row: Any, outcome: Outcome, now: datetime) -> retry.Decisi
     return retry.Done() if unwanted and not isinstance(decision, retry.Done) else decision
 
 
-def why_unwanted(job: Any, row: Any) -> str | None:
+def why_unwanted(job: Any, row: EndingRun) -> str | None:
     """Why nobody wants another attempt at a run, or one that is given back; None where somebody does."""
     if row.cancel_reason is not None:
         return str(row.cancel_reason)
@@ -143,11 +141,13 @@ def _was_disabled_by_person(job: Any) -> bool:
     return not job.enabled and not slots.ended_by_itself(job)
 
 
-def give_back(session: Session, jobs: Mapping[int, Any], rows: Sequence[Any], now: datetime | None) -> None:
+def give_back(
+    session: Session, jobs: Mapping[int, EndingJob], rows: Sequence[EndingRun], now: datetime | None
+) -> None:
     """Let locked running rows of which no process has started wait for another claim, unless nobody wants them now."""
     whole = claims.read_jobs(session, {row.cron_job for row in rows})
-    wanted: list[tuple[Any, Any]] = []
-    unwanted: list[tuple[Any, Outcome]] = []
+    wanted: list[tuple[EndingRun, Any]] = []
+    unwanted: list[tuple[EndingRun, Outcome]] = []
     for row in rows:
         job = whole.get(row.cron_job)
         if job is not None and (reason := why_unwanted(job, row)):
@@ -158,7 +158,7 @@ def give_back(session: Session, jobs: Mapping[int, Any], rows: Sequence[Any], no
     end(session, jobs, unwanted, now)
 
 
-def _final_values(row: Any, outcome: Outcome, now: datetime) -> dict[str, Any]:
+def _final_values(row: EndingRun, outcome: Outcome, now: datetime) -> dict[str, Any]:
     values = {
         "status": outcome.status,
         "completed_at": now,
@@ -225,8 +225,10 @@ def _retry_row(row: Any, job: Any, when: datetime, interruptions: int) -> dict[s
 class _Tally:
     """What endings in this transaction mean for one job: counters, dead letter, messages."""
 
-    def __init__(self, job: Any) -> None:
+    def __init__(self, job: EndingJob, whole: Any) -> None:
         self.job = job
+        self.whole = whole
+        """Its whole row; None where a job that was well completes again."""
         self.values: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.durations: list[int] = []
@@ -236,9 +238,11 @@ class _Tally:
         self.state: dict[str, Any] | None = None
 
     def _get(self, name: str) -> Any:
-        return self.values.get(name, getattr(self.job, name))
+        if name in self.values:
+            return self.values[name]
+        return getattr(self.job if self.whole is None else self.whole, name)
 
-    def add(self, row: Any, outcome: Outcome, decision: retry.Decision, now: datetime) -> None:
+    def add(self, row: EndingRun, outcome: Outcome, decision: retry.Decision, now: datetime) -> None:
         over = not isinstance(decision, retry.RetryAt)
         self.chain_ended = self.chain_ended or over
         self._count_chain(row, outcome, over)
@@ -254,7 +258,7 @@ class _Tally:
         if over and (outcome.status in UNSUCCESSFUL or recovered_after is not None):
             self.messages.append(
                 notify.SettledEvent(
-                    job=self.job,
+                    job=self.whole,
                     execution_id=row.id,
                     status=outcome.status,
                     error=outcome.error,
@@ -268,7 +272,7 @@ class _Tally:
                 )
             )
 
-    def _count_chain(self, row: Any, outcome: Outcome, over: bool) -> None:
+    def _count_chain(self, row: EndingRun, outcome: Outcome, over: bool) -> None:
         """Count the ending, and what it means for its chain: it goes on, has recovered, or was skipped."""
         self.counts[outcome.status] += 1
         if not over:
@@ -284,7 +288,7 @@ class _Tally:
     def _grow(self, name: str, amount: int = 1) -> None:
         self.values[name] = self._get(name) + amount
 
-    def _count_run(self, row: Any, outcome: Outcome, over: bool, now: datetime) -> None:
+    def _count_run(self, row: EndingRun, outcome: Outcome, over: bool, now: datetime) -> None:
         counters = {
             "runs_total": 1,
             "runs_completed": outcome.status is Status.COMPLETED,
@@ -337,7 +341,7 @@ class _Tally:
             "dead_letter_since": now,
         }
 
-    def _succeed(self, row: Any, outcome: Outcome, now: datetime) -> None:
+    def _succeed(self, row: EndingRun, outcome: Outcome, now: datetime) -> None:
         self.values |= {"last_success_at": now, "last_success_version": row.version}
         if outcome.state is not None:
             self.state = outcome.state
@@ -364,7 +368,7 @@ class _Tally:
                 audit.WORKER,
                 "dead_letter",
                 ("job", self.job.id),
-                name=self.job.name,
+                name=self.whole.name,
                 after={"reason": self.dead_letter},
             )
 
@@ -374,7 +378,7 @@ def _plan_after_completion(session: Session, tallies: Sequence[_Tally], now: dat
     ended = [one for one in tallies if one.chain_ended and slots.counts_from_completion(one.job)]
     going = {run.cron_job for run in claims.active_runs(session, [one.job.id for one in ended])}
     for one in ended:
-        one.plan(None if one.job.id in going else slots.plan_after_completion(one.job, now))
+        one.plan(None if one.job.id in going else slots.plan_after_completion(one.whole, now))
 
 
 _STATS_OF_DAY = Prepared(
@@ -474,7 +478,7 @@ def count_skips(session: Session, rows: Sequence[Mapping[str, Any]], now: dateti
 # -- what a chain's end sets free ----------------------------------------------------------------------------
 
 
-_CHILDREN = Prepared(
+_CHILDREN = (
     sa.select(DEPENDENCY.c.cron_job, JOB.c.dependency_mode)
     .join(JOB, JOB.c.id == DEPENDENCY.c.cron_job)
     .where(DEPENDENCY.c.parent.in_(claims.IDS), JOB.c.enabled.is_(True))
@@ -486,7 +490,7 @@ def after_endings(session: Session, job_ids: Collection[int], now: datetime) -> 
     """Chains of these jobs have ended: release what they held up and start the children that they trigger."""
     if not job_ids:
         return
-    children = _CHILDREN.rows(session, {"ids": list(job_ids)})
+    children = db.connection(session).execute(_CHILDREN, {"ids": list(job_ids)}).all()
     gated = [row.cron_job for row in children if slots.is_gated(row)]
     look_at_held(session, {*job_ids, *gated}, now)
     for child in sorted(row.cron_job for row in children if not slots.is_gated(row)):

@@ -477,7 +477,7 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
             )
             for claim, reason in vanished.items()
             if claim.execution_id in rows
-            and (claim.locked_by in gone_workers or rows[claim.execution_id].locked_until < now)
+            and (claim.locked_by in gone_workers or _lease_has_ended(rows[claim.execution_id], now))
         ]
         endings.end(session, jobs, ours)
         # Whoever has reported after a lease ended lives, and only lost that run.
@@ -612,7 +612,7 @@ def cancel(session: Session, execution_id: int, actor: Actor, reason: str = "") 
     Raises NotFound, and Conflict for a run that has ended.
     """
     job_id = _read(session, execution_id).cron_job
-    jobs = claims.lock_jobs(session, [job_id])
+    jobs = claims.lock_ending_jobs(session, [job_id])
     row = claims.lock_runs(session, [execution_id])[execution_id]
     text = f"cancelled by {actor.name}" + (f": {reason}" if reason else "")
     before = {"status": row.status}
@@ -636,7 +636,7 @@ def release_lock(session: Session, execution_id: int, actor: Actor) -> CronJobEx
     attempts must not run at once. Where the worker has vanished, or its lease has ended, the run ends now.
     """
     job_id = _read(session, execution_id).cron_job
-    jobs = claims.lock_jobs(session, [job_id])
+    jobs = claims.lock_ending_jobs(session, [job_id])
     row = claims.lock_runs(session, [execution_id])[execution_id]
     if row.status != Status.RUNNING:
         raise Conflict(f"Execution {execution_id} is {row.status}; only a running one is locked")
@@ -651,9 +651,13 @@ def release_lock(session: Session, execution_id: int, actor: Actor) -> CronJobEx
     return _read(session, execution_id)
 
 
-def _may_still_run(session: Session, row: Any) -> bool:
+def _lease_has_ended(row: claims.EndingRun, now: datetime) -> bool:
+    return row.locked_until is None or row.locked_until < now
+
+
+def _may_still_run(session: Session, row: claims.EndingRun) -> bool:
     """Whether the holder of a running execution may have a process of it."""
-    if row.locked_until is None or row.locked_until < db.now(session):
+    if _lease_has_ended(row, db.now(session)):
         return False  # its worker has killed it in time
     return row.locked_by is not None and registry.may_be_alive(session, row.locked_by)
 

@@ -37,7 +37,6 @@ from ..core.states import ENDED, UNSUCCESSFUL, Status
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import UNSENT, CronOutbox
-from ..store.prepared import Prepared
 from . import audit
 from .audit import Actor
 from .webhook import DeliveryFailed, post_json, validate_webhook_url
@@ -236,7 +235,7 @@ def deliver(sessions: Callable[[], Session], settings: Settings, worker_id: str,
     return len(letters)
 
 
-_OLDEST_DUE = Prepared(
+_OLDEST_DUE = (
     sa.select(sa.func.min(CronOutbox.id).label("id"))
     .where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= sa.bindparam("now"))
     # One for each target: a hundred messages for a dead one must not stand before the others.
@@ -248,7 +247,7 @@ _OLDEST_DUE = Prepared(
 
 def _claim(session: Session, worker_id: str, limit: int) -> list[_Letter]:
     now = db.now(session)
-    ids = [row.id for row in _OLDEST_DUE.rows(session, {"now": now, "most": limit})]
+    ids = session.scalars(_OLDEST_DUE, {"now": now, "most": limit}).all()
     return _take(session, ids, worker_id, now) if ids else []
 
 

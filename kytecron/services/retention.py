@@ -31,7 +31,6 @@ from ..store.models import (
     CronToken,
     KyteCronJobVersion,
 )
-from ..store.prepared import Prepared
 from . import audit, idempotency, throttle
 from .audit import Actor
 from .versions import CronVersionControl
@@ -119,14 +118,14 @@ def _job_ids(session: Session) -> Sequence[int]:
 
 
 # Asked for each job, few of which have anything to remove.
-_SURPLUS = Prepared(
+_SURPLUS = (
     sa.select(CronJobExecution.id)
     .where(CronJobExecution.cron_job == sa.bindparam("job"))
     .order_by(CronJobExecution.id.desc())
     .offset(sa.bindparam("keep"))
     .limit(1)
 )
-_ENDED = Prepared(
+_ENDED = (
     sa.select(
         CronJobExecution.id,
         sa.func.coalesce(CronJobExecution.completed_at, CronJobExecution.scheduled_time).label("ended_at"),
@@ -143,8 +142,7 @@ _ENDED = Prepared(
 
 def _newest_surplus(session: Session, job_id: int, keep: int) -> int:
     """The id of the job's newest execution beyond the `keep` newest; 0 if it has no more than these."""
-    found = _SURPLUS.rows(session, {"job": job_id, "keep": keep})
-    return found[0].id if found else 0
+    return session.scalar(_SURPLUS, {"job": job_id, "keep": keep}) or 0
 
 
 def _removable(
@@ -158,7 +156,7 @@ def _removable(
     kept: set[int] | None = None
     after = 0
     while True:
-        rows = _ENDED.rows(session, {"job": job_id, "after": after, "most": batch})
+        rows = session.execute(_ENDED, {"job": job_id, "after": after, "most": batch}).all()
         past = {row.id: row.ended_at.date() for row in rows if row.ended_at < cutoff or row.id <= surplus}
         if not past:
             return

@@ -111,52 +111,70 @@ def lock_due_jobs(session: Session, now: datetime, limit: int) -> list[Row]:
 
 
 _JOBS = sa.select(JOB).where(JOB.c.id.in_(IDS)).order_by(JOB.c.id)
-_READ_JOBS = Prepared(_JOBS)
-_LOCK_JOBS = Prepared(_JOBS.with_for_update())
+_LOCK_JOBS = _JOBS.with_for_update()
 
 
 def read_jobs(session: Session, job_ids: Collection[int]) -> dict[int, Row]:
     """Jobs by id, as this transaction sees them."""
-    return {row.id: row for row in _READ_JOBS.rows(session, {"ids": list(job_ids)})} if job_ids else {}
+    return _by_id(session, _JOBS, list(job_ids))
 
 
 def lock_jobs(session: Session, job_ids: Iterable[int]) -> dict[int, Row]:
     """Lock jobs in the order of their ids and return them by id."""
-    ids = sorted(set(job_ids))
-    return {row.id: row for row in _LOCK_JOBS.rows(session, {"ids": ids})} if ids else {}
+    return _by_id(session, _LOCK_JOBS, sorted(set(job_ids)))
 
 
-ON_COMPLETION = (
-    "id",
-    "schedule_type",
-    "interval_anchor",
-    "consecutive_failures",
-    "failing_since",
-    "runs_total",
-    "runs_completed",
-    "runs_recovered",
-    "duration_total_ms",
-    "recent_results",
-    "skipped_in_a_row",
-)
-"""The columns of a job that most endings need to know."""
+def _by_id(session: Session, query: Any, ids: Sequence[int]) -> dict[int, Row]:
+    if not ids:
+        return {}
+    # On the connection: the session would first write what is pending in it, and so take locks out of their order.
+    return {row.id: row for row in db.connection(session).execute(query, {"ids": ids})}
+
+
+class EndingJob(NamedTuple):
+    """What every ending has to know of its job. PyMySQL reads each column in Python."""
+
+    id: int
+    schedule_type: str
+    interval_anchor: str
+    consecutive_failures: int
+    failing_since: datetime | None
+    runs_total: int
+    runs_completed: int
+    runs_recovered: int
+    duration_total_ms: int
+    recent_results: str
+    skipped_in_a_row: int
+    now: datetime
+    """The database's clock."""
 
 
 @lru_cache(maxsize=8)
-def _lock_free_jobs(on: Dialect) -> Prepared:
+def _lock_ending_jobs(on: Dialect, skip_locked: bool) -> Prepared:
+    columns = (JOB.c[name] for name in EndingJob._fields if name != "now")
     return Prepared(
-        sa.select(*(JOB.c[name] for name in ON_COMPLETION), _clock(on).label("now"))
+        sa.select(*columns, _clock(on).label("now"))
         .where(JOB.c.id.in_(IDS))
         .order_by(JOB.c.id)
-        .with_for_update(skip_locked=on.skip_locked)
+        .with_for_update(skip_locked=skip_locked),
+        EndingJob,
     )
+
+
+def lock_ending_jobs(
+    session: Session, job_ids: Iterable[int], *, skip_locked: bool = False
+) -> dict[int, EndingJob]:
+    """Lock jobs of runs that end, in the order of their ids; with `skip_locked` those that nobody has locked."""
+    ids = sorted(set(job_ids))
+    query = _lock_ending_jobs(dialects.of(session), skip_locked)
+    return {row.id: row for row in query.rows(session, {"ids": ids, "now": datetime.now(UTC)})} if ids else {}
 
 
 class LockedJobs(NamedTuple):
     """What became of jobs that were to be locked."""
 
-    free: dict[int, Row]
-    """Their ON_COMPLETION by id: nobody else had locked them."""
+    free: dict[int, EndingJob]
+    """By id: nobody else had locked them."""
     taken: set[int]
     """Somebody has locked them."""
     now: datetime | None
@@ -171,8 +189,7 @@ def lock_free_jobs(session: Session, job_ids: Iterable[int]) -> LockedJobs:
     ids = sorted(set(job_ids))
     if not ids:
         return LockedJobs({}, set(), None)
-    query = _lock_free_jobs(dialects.of(session))
-    jobs = {row.id: row for row in query.rows(session, {"ids": ids, "now": datetime.now(UTC)})}
+    jobs = lock_ending_jobs(session, ids, skip_locked=dialects.of(session).skip_locked)
     missing = [job_id for job_id in ids if job_id not in jobs]
     taken = set(session.scalars(sa.select(JOB.c.id).where(JOB.c.id.in_(missing)))) if missing else set()
     return LockedJobs(jobs, taken, next(iter(jobs.values())).now if jobs else None)
@@ -491,14 +508,15 @@ _WITH_JOB = sa.select(
 )
 """What a worker needs to know to start a run."""
 _CLAIMED_RUNS = Prepared(_WITH_JOB.where(RUN.c.id.in_(IDS)).order_by(RUN.c.queue_time))
-_RUNS_HELD_BY = Prepared(
-    _WITH_JOB.where(RUNNING, RUN.c.locked_by == sa.bindparam("holder"), RUN.c.token == sa.bindparam("token"))
+_RUNS_HELD_BY = _WITH_JOB.where(
+    RUNNING, RUN.c.locked_by == sa.bindparam("holder"), RUN.c.token == sa.bindparam("token")
 )
 
 
 def runs_held_by(session: Session, worker_id: str, token: int) -> list[Row]:
     """Running executions that one claim of this worker took: what its lost COMMIT reply may have left."""
-    return _RUNS_HELD_BY.rows(session, {"holder": worker_id, "token": token})
+    given = {"holder": worker_id, "token": token}
+    return list(db.connection(session).execute(_RUNS_HELD_BY, given))
 
 
 def _asked_to_stop(row: Row) -> StopRequest | None:
@@ -533,56 +551,78 @@ def extend(
     return {row.id: _asked_to_stop(row) for row in renewed}, {row.id for row in taken if alive(row)}
 
 
-def _with_followers(query: Any) -> Any:
-    """Say, too, whether the run's job has children and whether anything of the job is held."""
-    return query.add_columns(
+class EndingRun(NamedTuple):
+    """What every ending has to know of its execution."""
+
+    id: int
+    cron_job: int
+    status: str
+    locked_by: str | None
+    locked_until: datetime | None
+    retry_count: int
+    token: int | None
+    cancel_reason: str | None
+    scheduled_time: datetime
+    due_time: datetime | None
+    started_at: datetime | None
+    version: int | None
+    output_bytes: int
+    given_back: int
+    interruptions: int
+    has_children: bool
+    """Other jobs depend on its job."""
+    has_held: bool
+    """Something of its job waits for other than time."""
+
+
+_OF_EXECUTION = [RUN.c[name] for name in EndingRun._fields if name in RUN.c]
+_ENDING_RUNS = (
+    sa.select(
+        *_OF_EXECUTION,
         sa.exists().where(DEPENDENCY.c.parent == RUN.c.cron_job).label("has_children"),
         sa.exists()
         .where(HELD.c.cron_job == RUN.c.cron_job, HELD.c.status == Status.PENDING, HELD.c.due_time.is_(None))
         .label("has_held"),
     )
-
-
-_RUNS = (
-    sa.select(*(column for column in RUN.c if column.name not in ("output", "stack_trace", "result")))
     .where(RUN.c.id.in_(IDS))
     .order_by(RUN.c.id)
 )
-_LOCK_RUNS = Prepared(_with_followers(_RUNS).with_for_update())
-_READ_RUNS = Prepared(_RUNS)
-ON_SETTLING = (
-    *("id", "cron_job", "status", "locked_by", "locked_until", "retry_count", "token", "cancel_reason"),
-    *("scheduled_time", "due_time", "started_at", "version", "output_bytes", "given_back", "interruptions"),
+_LOCK_RUNS = Prepared(_ENDING_RUNS.with_for_update(), EndingRun)
+_LOCK_FREE_RUNS = Prepared(_ENDING_RUNS.with_for_update(skip_locked=True), EndingRun)
+_TO_REPEAT = (
+    sa.select(
+        *(RUN.c[name] for name in ("id", "cron_job", "scheduled_time", "rerun", "retry_count", "origin")),
+        *(
+            RUN.c[name]
+            for name in ("parameters", "parents_used", "note", "triggered_by", "requested_version")
+        ),
+    )
+    .where(RUN.c.id.in_(IDS))
+    .order_by(RUN.c.id)
 )
-"""The columns of an execution that most endings need to know."""
-_RUNS_ON_SETTLING = _with_followers(
-    sa.select(*(RUN.c[name] for name in ON_SETTLING)).where(RUN.c.id.in_(IDS)).order_by(RUN.c.id)
-)
-_LOCK_HELD = Prepared(_RUNS_ON_SETTLING.with_for_update())
-_LOCK_FREE_HELD = Prepared(_RUNS_ON_SETTLING.with_for_update(skip_locked=True))
 
 
-def lock_runs(session: Session, ids: Iterable[int]) -> dict[int, Row]:
+def lock_runs(session: Session, ids: Iterable[int]) -> dict[int, EndingRun]:
     """Lock executions in the order of their ids and return them by id."""
     wanted = sorted(ids)
     return {row.id: row for row in _LOCK_RUNS.rows(session, {"ids": wanted})} if wanted else {}
 
 
-def read_runs(session: Session, ids: Collection[int]) -> dict[int, Row]:
-    """Executions by id, as this transaction sees them."""
-    return {row.id: row for row in _READ_RUNS.rows(session, {"ids": list(ids)})} if ids else {}
+def read_to_repeat(session: Session, ids: Collection[int]) -> dict[int, Row]:
+    """What another attempt takes over from executions, by their ids."""
+    return _by_id(session, _TO_REPEAT, list(ids))
 
 
-def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, Row], set[int]]:
+def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, EndingRun], set[int]]:
     """Lock the rows of `claims` that are still held as claimed, in the order of their ids.
 
-    Returns their ON_SETTLING by id, and the ids of those that somebody else has locked: a worker has other runs to
+    Returns them by id, and the ids of those that somebody else has locked: a worker has other runs to
     see to, and comes back to these. Databases without SKIP LOCKED wait for all of them.
     """
     wanted = {claim.execution_id: claim for claim in claims}
     if not wanted:
         return {}, set()
-    query = _LOCK_FREE_HELD if dialects.of(session).skip_locked else _LOCK_HELD
+    query = _LOCK_FREE_RUNS if dialects.of(session).skip_locked else _LOCK_RUNS
     rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
     held = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
     missing = wanted.keys() - rows.keys()

@@ -4,6 +4,8 @@ Executing a statement, SQLAlchemy finds it in a cache, expands its lists, orders
 result, anew each time. For the short statements on the way of a run that costs more than the database does. Here
 it is done once, and what is left is the driver's work. Values are converted by the columns' own types, errors are
 SQLAlchemy's: whoever calls sees no difference.
+
+For statements that run less often it is enough to build them once: SQLAlchemy finds those quickly.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,6 +26,8 @@ Row = Any
 Convert = Callable[[Any], Any]
 
 _NAMED = re.compile(r"%\((\w+)\)s")
+FORMS = 32
+"""How many forms of one statement are kept: there is one for each length of its list."""
 LIST = "ids"
 """The one parameter that may be a list: `column.in_(sa.bindparam("ids", expanding=True))`, of whole numbers."""
 
@@ -35,37 +40,34 @@ def values_of(table: Any, columns: Iterable[str]) -> dict[str, Any]:
 class Prepared:
     """A statement with bound parameters, which are passed by name each time it is executed."""
 
-    def __init__(self, statement: Any) -> None:
-        self._statement = statement
-        self._forms: WeakKeyDictionary[sa.Dialect, dict[int, _Form]] = WeakKeyDictionary()
+    def __init__(self, statement: Any, row: type[Any] | None = None) -> None:
+        """What a SELECT finds are named tuples: of the type `row`, whose fields are its columns, or of its own type."""
+        self._form = lru_cache(maxsize=FORMS)(partial(_Form, statement, row))
 
     def rows(self, at: db.At, parameters: Mapping[str, Any] | None = None) -> list[Row]:
-        """What a SELECT finds, as named tuples."""
+        """What a SELECT finds."""
         connection, given = db.connection(at), parameters or {}
-        form = self._form(dialects.driver(connection), given)
+        form = self._form(dialects.driver(connection), _length(given))
         records, _ = db.execute(connection, form.text, form.arguments(given))
         return form.read(records)
 
     def run_many(self, session: Session, several: Sequence[Mapping[str, Any]]) -> int:
         """Execute with each of `several` parameters, which have the same names; returns how many rows matched."""
         connection = db.connection(session)
-        form = self._form(dialects.driver(connection), several[0])
+        form = self._form(dialects.driver(connection), _length(several[0]))
         arguments = [form.arguments(one) for one in several]
         _, matched = db.execute(connection, form.text, arguments, many=True)
         return matched
 
-    def _form(self, dialect: sa.Dialect, parameters: Mapping[str, Any]) -> _Form:
-        forms = self._forms.setdefault(dialect, {})
-        length = len(parameters.get(LIST, ()))
-        if length not in forms:
-            forms[length] = _Form(self._statement, dialect, length)
-        return forms[length]
+
+def _length(parameters: Mapping[str, Any]) -> int:
+    return len(parameters.get(LIST, ()))
 
 
 class _Form:
     """A statement as one database gets it, its list as long as it is."""
 
-    def __init__(self, statement: Any, dialect: sa.Dialect, length: int) -> None:
+    def __init__(self, statement: Any, row: type[Any] | None, dialect: sa.Dialect, length: int) -> None:
         compiled = statement.compile(dialect=dialect)
         unknown: dict[str, Any] = {name: None for name, bind in compiled.binds.items() if bind.required}
         state = compiled.construct_expanded_state(
@@ -92,7 +94,7 @@ class _Form:
             else:
                 value = state.parameters[name]
                 self._values[position] = convert(value) if convert else value
-        self._row, self._converts = _described(statement, dialect)
+        self._row, self._converts = _described(statement, row, dialect)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """The parameters in the order of the text, as the driver takes them."""
@@ -184,15 +186,18 @@ class _Listed:
 
 
 def _described(
-    statement: Any, dialect: sa.Dialect
+    statement: Any, row: type[Any] | None, dialect: sa.Dialect
 ) -> tuple[Callable[[list[Any]], Row], list[tuple[int, Convert]]]:
     """What makes a row of a SELECT, and which of its values are to be converted."""
     if not isinstance(statement, sa.Select):
         return tuple, []
     columns = list(statement.selected_columns)
     found = [(place, _reader(column.type, dialect)) for place, column in enumerate(columns)]
-    row = namedtuple("Row", [str(column.key) for column in columns])  # type: ignore[misc]
-    return row._make, [(place, convert) for place, convert in found if convert is not None]
+    names = [str(column.key) for column in columns]
+    kind: Any = row or namedtuple("Row", names)
+    if list(kind._fields) != names:
+        raise TypeError(f"{kind.__name__} has the fields {kind._fields}, the statement the columns {names}")
+    return kind._make, [(place, convert) for place, convert in found if convert is not None]
 
 
 def _writer(kind: Any, dialect: sa.Dialect) -> Convert | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.store import claims, db, dialects
 from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution
-from kytecron.store.prepared import Prepared, UpdateEach
+from kytecron.store.prepared import FORMS, Prepared, UpdateEach
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 JOB: Any = CronJob.__table__
@@ -60,6 +60,34 @@ def test_rows_are_those_that_sqlalchemy_reads(session: Session, jobs: list[int],
     assert found[0].next_run_time == NOW
     assert found[0].enabled is True
     assert found[0].parameters == {"n": 0}
+
+
+def test_as_many_forms_are_kept_as_are_bounded_and_each_finds_its_rows(
+    session: Session, jobs: list[int]
+) -> None:
+    query = Prepared(sa.select(JOB.c.id).where(JOB.c.id.in_(claims.IDS)).order_by(JOB.c.id))
+    for length in (*range(1, 2 * FORMS), 1):
+        found = query.rows(session, {"ids": (jobs * length)[:length]})
+        assert [row.id for row in found] == jobs[:length]
+        assert query._form.cache_info().currsize <= FORMS
+    assert query._form.cache_info().currsize == FORMS
+
+
+class Named(NamedTuple):
+    """A job as one statement reads it."""
+
+    id: int
+    name: str
+
+
+def test_rows_of_a_type_have_its_fields_and_a_statement_with_other_columns_is_refused(
+    session: Session, jobs: list[int]
+) -> None:
+    named = Prepared(sa.select(JOB.c.id, JOB.c.name).order_by(JOB.c.id).limit(1), Named)
+    assert named.rows(session) == [Named(jobs[0], "job 0")]
+    assert type(named.rows(session)[0]) is Named
+    with pytest.raises(TypeError, match="Named has the fields"):
+        Prepared(sa.select(JOB.c.name, JOB.c.id), Named).rows(session)
 
 
 def test_what_is_written_is_what_sqlalchemy_reads(session: Session, jobs: list[int]) -> None:
