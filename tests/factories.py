@@ -20,7 +20,7 @@ LEASE = 60.0
 
 
 def add_job(session: Session, **fields: Any) -> CronJob:
-    """A job as a row, by default an interval of an hour whose slot is due since a moment."""
+    """A job as a row, by default an interval of an hour whose slot has been due since a moment."""
     slot = fields.get("next_run_time") or db.now(session) - timedelta(milliseconds=5)
     values: dict[str, Any] = {
         "name": f"job {next(_numbers)}",

@@ -535,7 +535,7 @@ class ContentStats(Shape):
 
 
 class User(Shape):
-    """Somebody who may sign in, unless they are locked out."""
+    """Somebody who may sign in, unless they are disabled."""
 
     id: int
     username: str

@@ -31,7 +31,7 @@ COMMANDS = {
     "executions": Entry("executions", "Executions: list, show, read and follow logs, cancel, retry."),
     "versions": Entry("versions", "Versions of jobs' code: history, comparison, rollback, pruning, storage."),
     "locks": Entry("system", "Locks: runs that workers hold under a lease."),
-    "dlq": Entry("system", "The dead letter queue: jobs that were given up on."),
+    "dlq": Entry("system", "The dead letter queue: jobs whose retries are exhausted."),
     "workers": Entry("system", "Workers: the processes that run jobs."),
     "status": Entry("system", "Say how everything stands, and whether it needs a person."),
     "users": Entry("people", "Users: who may sign in to the pages, and what they may do there."),

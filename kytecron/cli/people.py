@@ -119,7 +119,7 @@ def disable(username: str, yes: bool) -> None:
     user = accounts.find_user(session, username)
     console.confirm(f"Lock {username!r} out, and revoke the API tokens they made?", yes)
     accounts.set_enabled(session, user.id, False, console.actor())
-    say(f"User {username!r} is locked out.")
+    say(f"User {username!r} is disabled.")
 
 
 @users.command()

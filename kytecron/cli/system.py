@@ -169,7 +169,7 @@ def _lock_stats(held: list[Shape], workers: Any) -> Shape:
 
 @click.group(cls=Group)
 def dlq() -> None:
-    """The dead letter queue: jobs that were given up on."""
+    """The dead letter queue: jobs whose retries are exhausted."""
 
 
 @dlq.command("list")

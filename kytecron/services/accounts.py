@@ -625,7 +625,7 @@ def create_sign_in_link(
 ) -> str:
     """The token of a link that signs `username` in once (None: the first enabled administrator).
 
-    The way in for who has no password yet, or is locked out. Raises NotFound.
+    The way in for who has no password yet, or is disabled. Raises NotFound.
     """
     user = _first_admin(session) if username is None else find_user(session, username)
     if user is None:

@@ -1,4 +1,4 @@
-"""The dead letter queue: jobs that were given up on, until somebody recovers them."""
+"""The dead letter queue: jobs whose retries are exhausted, until somebody recovers them."""
 
 from __future__ import annotations
 

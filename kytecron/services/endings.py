@@ -321,7 +321,7 @@ class _Tally:
             since: datetime | None = self._get("failing_since")
             if self._get("consecutive_failures"):
                 self.values["consecutive_failures"] = 0
-            # A run that was still going when its job was given up does not mean that it works again.
+            # A run that was still going when its job became a dead letter does not mean that it works again.
             if since is not None and not self._get("in_dead_letter_queue"):
                 self.values["failing_since"] = None
                 return now - since

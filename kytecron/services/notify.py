@@ -346,7 +346,9 @@ def _note(session: Session, letter: _Letter, worker_id: str, result: _Result) ->
         }
     elif result.permanent or letter.attempts >= MAX_TRIES:
         values |= {"status": MessageStatus.DEAD, "due_time": now, "last_error": str(result)[:500]}
-        log.error("message %d by %s given up: %s", letter.id, letter.channel, result, extra=_about(letter))
+        log.error(
+            "message %d by %s is not tried again: %s", letter.id, letter.channel, result, extra=_about(letter)
+        )
     else:
         wait = max(_backoff(letter.attempts), timedelta(seconds=result.retry_after))
         values |= {"status": MessageStatus.PENDING, "due_time": now + wait, "last_error": str(result)[:500]}
@@ -449,7 +451,7 @@ def _title(facts: Mapping[str, Any]) -> str:
     if facts["kind"] == MessageKind.RECOVERY:
         return f"{job} works again, after {_in_words(facts['down_seconds'])}"
     if facts["kind"] == MessageKind.DEAD_LETTER:
-        return f"{job} was given up: it will not run until somebody recovers it"
+        return f"{job} was moved to the dead letter queue: it will not run until somebody recovers it"
     return f"{job} {ENDED[facts['status']]}"
 
 

@@ -249,7 +249,7 @@ def _prune_versions(session: Session, keep: int, actor: Actor) -> int:
 
 
 def _prune_messages(session: Session, now: datetime, batch: int) -> int:
-    """Messages that were sent or given up long ago; `due_time` is when, and has the index."""
+    """Messages that were sent, or whose tries were used up, long ago; `due_time` is when, and has the index."""
     failing = sa.select(CronJob.id).where(CronJob.failing_since.is_not(None))
     past = sa.and_(
         CronOutbox.status.in_(("sent", "dead")),

@@ -53,7 +53,7 @@ class Why:
 
 VERDICTS = {
     "deleted": "was deleted",
-    "dead_letter": "was given up on and waits in the dead letter queue",
+    "dead_letter": "is in the dead letter queue",
     "disabled": "is disabled",
     "ended": "has had all its runs and disabled itself",
     "cannot_be_scheduled": "has settings that make no schedule",
@@ -249,7 +249,7 @@ class _Look:
         """A run that waits for nothing but a worker."""
         if none := self._no_worker(run.worker_tag, run.due_time):
             return none
-        due = f"{_execution(run)} is due since {_time(run.due_time)}"
+        due = f"{_execution(run)} has been due since {_time(run.due_time)}"
         able = [one for one in self._alive() if _takes(one, run.worker_tag)]
         working = [one for one in able if not one.draining]
         if not working:
@@ -368,7 +368,7 @@ class _Look:
                 yield none
 
     def _passed_over(self, slot: datetime) -> Reason | None:
-        """Why living workers leave a due slot alone; None where it is due since a moment."""
+        """Why living workers leave a due slot alone; None where it has been due since a moment."""
         late = self.now - slot
         if late <= PATIENCE:
             return None

@@ -288,7 +288,7 @@ class Vitals:
     """Age of the oldest slot that no worker has made a run of yet."""
     messages_waiting: int
     messages_dead: int
-    """Messages that were given up, as long as the outbox keeps them."""
+    """Messages that were not sent after all tries, as long as the outbox keeps them."""
     oldest_message: float
     """Age of the message that has waited longest since it was due."""
 

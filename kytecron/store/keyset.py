@@ -113,7 +113,7 @@ class Order:
             return [_value(key, plain) for key, plain in zip(self.keys, json.loads(text), strict=True)]
         except (ValueError, TypeError, RecursionError, binascii.Error):
             raise Invalid(
-                {"cursor": "cursor is not one that this list gave in this order; begin again without it"}
+                {"cursor": "This page link is no longer valid. Start from the first page."}
             ) from None
 
     def _check(self, text: bytes) -> bytes:

@@ -323,10 +323,8 @@ class CronJobExecution(Base):
         sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
         sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
         sa.Index("ix_CronJobExecution_job", "cron_job"),
-        # Few rows have it.
-        sa.Index(
-            "ix_CronJobExecution_slots_until", "slots_until", sqlite_where=sa.text("slots_until IS NOT NULL")
-        ),
+        # Few rows have it; SQLite's index holds only those (migration 0007).
+        sa.Index("ix_CronJobExecution_slots_until", "slots_until"),
     )
 
 

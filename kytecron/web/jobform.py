@@ -69,7 +69,7 @@ NAMES = {
     "overlap_policy": "While the last run goes on",
     "queue_length": "Queue length",
     "misfire_policy": "Missed slots",
-    "misfire_grace_seconds": "Missed means later than",
+    "misfire_grace_seconds": "Count as missed after",
     "on_lost_contact": "Without the database",
     "max_retries": "Retries",
     "retry_strategy": "Delay",
@@ -77,7 +77,7 @@ NAMES = {
     "retry_max_delay_seconds": "Longest delay",
     "depends_on": "Parents",
     "dependency_mode": "Starts",
-    "dependency_timeout_seconds": "Waits at most",
+    "dependency_timeout_seconds": "Give up waiting after",
     "require_fresh": "Fresh results",
     "notify_on_failure": "Tell of failures",
     "notify_after_failures": "After so many in a row",
@@ -104,7 +104,7 @@ def new() -> str:
 @needs("editor")
 @takes(CODE)
 def create() -> AnyResponse | tuple[str, int]:
-    """Make the job, or show the form again with what is wrong beside each field and nothing lost."""
+    """Create job, or show the form again with what is wrong beside each field and nothing lost."""
     fields = given(request.form)
     fields["enabled"] = "enabled" in request.form
     try:

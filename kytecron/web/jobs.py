@@ -224,7 +224,7 @@ def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     leave = "follow" in request.form
     if run.before:
         return done(f"This form has already started execution {run.id}.", to, tone="info", leave=leave)
-    return done(f"Started as execution {run.id}.", to, leave=leave)
+    return done(f"Queued as run #{run.id}.", to, leave=leave)
 
 
 def _parameters(text: str) -> dict[str, Any] | None:

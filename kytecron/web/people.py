@@ -59,7 +59,7 @@ def create() -> AnyResponse | tuple[str, int]:
 @area.post("/users/<int:user_id>/link")
 @needs("admin")
 def link(user_id: int) -> str:
-    """A one-time link for somebody without a password, or locked out."""
+    """A one-time link for somebody without a password, or throttled."""
     return _link_for(accounts.get_user(access.database(), user_id).username)
 
 
@@ -92,7 +92,7 @@ def disable(user_id: int) -> AnyResponse:
     """Lock a user out."""
     user = accounts.set_enabled(access.database(), user_id, False, access.actor())
     return done(
-        f"{user.username} is locked out; sessions and tokens have ended.", url_for("people.index"), leave=True
+        f"{user.username} is disabled; sessions and tokens have ended.", url_for("people.index"), leave=True
     )
 
 

@@ -54,7 +54,7 @@ def test_message() -> AnyResponse | tuple[str, int]:
         notify.note_test(session, typed["channel"], typed["target"], actor)
         problem = notify.test_channel(access.settings(), typed["channel"], typed["target"])
     if problem:
-        return _page(errors={"target": f"It did not arrive: {problem}"}, **typed), 422
+        return _page(errors={"target": f"Not sent: {problem}"}, **typed), 422
     return done(
         "The test message is on its way: look whether it came.", url_for("settings.index"), leave=True
     )

@@ -21,7 +21,7 @@ PAGE = 50
 @area.get("/dead-letters")
 @needs("viewer")
 def dead_letters() -> Response:
-    """Jobs that were given up on."""
+    """Jobs whose retries are exhausted."""
     jobs = deadletters.dead_letters(access.database())
     return page("system/dead_letters.html", "system/_dead_letters.html", jobs=jobs)
 

@@ -273,7 +273,7 @@ def test_guessing_is_stopped_for_a_name_and_for_an_address(app: Flask, maria: Vi
         assert other.post("/sign-in", right, headers=headers).status_code == 429
     other.sign_in_as("maria")
     assert other.get("/").status_code == 200, (
-        "a one-time link is the way in for who was locked out by a guesser"
+        "a one-time link is the way in for someone throttled because of a guesser"
     )
 
 

@@ -316,7 +316,7 @@ def test_a_due_run_with_a_free_worker_is_about_to_start_but_not_for_ever(
     job = job_of(session)
     because(session, job, "about_to_start", "as soon as a worker looks")
     lifecycle.enqueue_due(session)
-    because(session, job, "about_to_start", "is due since")
+    because(session, job, "about_to_start", "has been due since")
     found = explain(session, job.id, db.now(session) + timedelta(seconds=20))
     assert found.reasons[0].code == "overdue"
     assert WORKER in found.reasons[0].text

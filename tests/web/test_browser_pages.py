@@ -147,14 +147,14 @@ def test_a_visitor_signs_in_by_link_makes_a_job_and_sees_it_run(site: Site, brow
     page.reload()  # looking does not spend it
     page.get_by_role("button", name="Sign in").click()
     page.get_by_label("New password").fill("a password of some length")
-    page.get_by_label("The same again").fill("a password of some length")
+    page.get_by_label("Repeat the new password").fill("a password of some length")
     page.get_by_role("button", name="Save password").click()
-    page.get_by_role("link", name="Make the first job").click()
+    page.get_by_role("link", name="Create the first job").click()
     expect(page.get_by_role("heading", name="New job")).to_be_visible()
     page.locator("#f-name").fill("first of all")
     page.get_by_label("Every").fill("1")
     expect(page.locator("#preview")).to_contain_text("Every second")
-    page.get_by_role("button", name="Make the job").click()
+    page.get_by_role("button", name="Create job").click()
     expect(page.get_by_role("status").first).to_contain_text("first of all is made. It runs next")
     row = page.locator("#overview tbody tr").first
     expect(row).to_contain_text("Completed", timeout=15_000)
@@ -264,7 +264,7 @@ def test_actions_in_a_list_tell_their_outcome_and_show_it(site: Site, page: Page
     job = site.job("press me")
     page.goto(f"{site.url}/jobs?q=press")
     page.get_by_role("button", name="Run now: press me").click()
-    expect(page.locator(".toast")).to_contain_text("Started as execution")
+    expect(page.locator(".toast")).to_contain_text("Queued as run")
     expect(page.locator(f"#job-{job.id}")).to_contain_text("Completed", timeout=10_000)
     page.locator(f"#job-{job.id} details.menu summary").click()
     page.get_by_role("button", name="Disable").click()
@@ -309,7 +309,7 @@ def test_the_form_follows_the_type_and_tells_what_will_happen_while_one_types(si
     page.get_by_role("textbox", name="Cron expression").fill("*/15 9-17 * * 1-5")
     expect(preview).to_contain_text("Every 15 minutes")
     page.locator("#f-name").fill("typed")
-    page.get_by_role("button", name="Make the job").click()
+    page.get_by_role("button", name="Create job").click()
     expect(page.get_by_role("heading", level=1, name="typed")).to_be_visible()
 
 
@@ -344,11 +344,11 @@ def test_the_form_works_without_scripts(site: Site, browser: Browser) -> None:
     page.locator("#f-name").fill("without scripts")
     page.get_by_text("Daily", exact=True).click()
     page.get_by_label("Time of day").fill("04:05")
-    page.get_by_role("button", name="Make the job").click()
+    page.get_by_role("button", name="Create job").click()
     expect(page.get_by_text("At 04:05 every day, UTC")).to_be_visible()
     page.goto(f"{site.url}/jobs?q=without")
     page.get_by_role("button", name="Run now: without scripts").click()
-    expect(page.get_by_text("Started as execution")).to_be_visible()
+    expect(page.get_by_text("Queued as run")).to_be_visible()
     context.close()
 
 
@@ -367,7 +367,7 @@ def test_a_running_log_is_followed_and_the_run_can_be_stopped(site: Site, page: 
     assert log.inner_text().count("step 3 ") == 1, "nothing comes twice"
     expect(page.locator("#state progress")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    page.locator("#confirm").get_by_role("button", name="Cancel the run").click()
+    page.locator("#confirm").get_by_role("button", name="Stop the run").click()
     expect(page.locator("#state")).to_contain_text("Cancelled", timeout=15_000)
     expect(page.locator("#state")).to_contain_text("cancelled by maria")
     expect(page.locator("[hx-trigger='every 1s']")).to_have_count(0)

@@ -74,7 +74,7 @@ def test_in_the_list_too_and_the_second_click_says_so(app: Flask, operator: Visi
     answers = [operator.post(f"/jobs/{job.id}/trigger", sent, part=True) for _ in range(2)]
     (run,) = run_ids(app)
     assert [toast(answer) for answer in answers] == [
-        f"Started as execution {run}.",
+        f"Queued as run #{run}.",
         f"This form has already started execution {run}.",
     ]
     # The same form has a button for each job, and the list that follows has another key.

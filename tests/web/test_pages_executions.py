@@ -488,7 +488,7 @@ def test_a_run_of_a_job_that_was_given_up_offers_to_recover_it(app: Flask, opera
     job = make_job(app, max_retries=0)
     run = run_once(app, job, Status.FAILED, error="no disk")
     page = operator.get(f"/executions/{run}").text
-    assert "The job was given up." in page
+    assert "The job is in the dead letter queue." in page
     assert f'action="/jobs/{job.id}/recover"' in page
     operator.post(f"/jobs/{job.id}/recover")
     assert "Run again" in operator.get(f"/executions/{run}").text

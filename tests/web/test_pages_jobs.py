@@ -77,9 +77,9 @@ def test_days_that_an_earlier_release_counted_are_told_as_attempts(app: Flask, v
 
 
 def test_an_empty_list_says_what_to_do_first(editor: Visitor, viewer: Visitor) -> None:
-    assert "Make the first job" in editor.get("/jobs").text
+    assert "Create the first job" in editor.get("/jobs").text
     assert "No jobs yet" in viewer.get("/jobs").text
-    assert "Make the first job" not in viewer.get("/jobs").text
+    assert "Create the first job" not in viewer.get("/jobs").text
 
 
 def test_a_row_tells_how_a_job_is_doing(app: Flask, viewer: Visitor) -> None:
@@ -230,10 +230,10 @@ def test_running_a_job_from_its_page_leads_to_the_run_and_from_the_list_stays_th
     job = make_job(app, overlap_policy="allow")
     answer = operator.post(f"/jobs/{job.id}/trigger")
     assert (answer.status_code, answer.location) == (303, "/executions/1")
-    assert "Started as execution 1." in operator.get("/executions/1").text
+    assert "Queued as run #1." in operator.get("/executions/1").text
     answer = operator.post(f"/jobs/{job.id}/trigger", part=True)
     assert answer.status_code == 204
-    assert toast(answer) == "Started as execution 2."
+    assert toast(answer) == "Queued as run #2."
     assert "kytecron:refresh" in answer.headers["HX-Trigger"]
 
 
@@ -452,7 +452,7 @@ def test_a_stale_edit_shows_both_sides_and_can_be_saved_over(app: Flask, editor:
     answer = editor.post(path, mine)
     assert answer.status_code == 409
     text = text_of(answer.text)
-    assert "Somebody was faster." in text
+    assert "Someone else saved this job while you were editing." in text
     assert "Description hers mine" in text
     assert "Saved by olga" in text
     again = form_of(answer.text, path)
@@ -525,7 +525,7 @@ def test_the_start_page_says_what_needs_a_person(app: Flask, operator: Visitor) 
     assert "doomed" in text
     assert "no disk" in text
     assert "later" in text
-    assert "1 given up, need a person" in text
+    assert "1 waiting for recovery" in text
     part = operator.get("/", part=True)
     assert part.text.strip().startswith('<div id="dashboard"')
 

@@ -32,7 +32,7 @@ def give_up(app: Flask, name: str) -> CronJob:
 
 
 def test_dead_letters_are_recovered_one_by_one_several_or_all(app: Flask, operator: Visitor) -> None:
-    assert "Nothing has been given up" in operator.get("/dead-letters").text
+    assert "No dead letters" in operator.get("/dead-letters").text
     jobs = [give_up(app, f"dead-{number}") for number in range(4)]
     text = text_of(operator.get("/dead-letters").text)
     assert "dead-3" in text
@@ -142,7 +142,7 @@ def test_roles_change_and_the_last_administrator_stays(app: Flask, admin: Visito
     assert refused.status_code == 409
     assert "last enabled administrator" in refused.text
     admin.post(f"/users/{one.id}/disable")
-    assert "Locked out" in admin.get("/users").text
+    assert "Disabled" in admin.get("/users").text
     admin.post(f"/users/{one.id}/enable")
     admin.post(f"/users/{one.id}/delete")
     assert "the-viewer" not in admin.get("/users").text
