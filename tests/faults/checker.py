@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from kytecron.core.states import FINAL, Status
-from kytecron.services import slots
+from kytecron.services import recount, slots
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronJobExecution
 from tests.workers import PATIENCE, Journal, alive, executions
@@ -205,6 +205,7 @@ def _check_counters(session: Session, rows: Iterable[CronJobExecution], report: 
             recovered[job.id],
         ):
             report.unfenced.append(f"job {job.id} counts other retried or recovered runs than the ledger has")
+        report.unfenced += [f"job {job.id}: {found}" for found in recount.compare(session, job.id)]
 
 
 def _check_lateness(rows: Iterable[CronJobExecution], limit: float, report: Report) -> None:

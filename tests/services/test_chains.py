@@ -152,6 +152,18 @@ def test_doctor_finds_figures_that_the_runs_do_not_come_to_and_counts_again(
     assert told(engine, settings)[0] == "ok"
 
 
+def test_doctor_says_how_many_jobs_are_still_to_be_recounted(
+    session: Session, settings: Settings, engine: Engine
+) -> None:
+    chain(session, FAILED, DONE)
+    add_job(session)
+    session.execute(sa.update(CronJob).values(chains_counted=False, retried_failed=0))
+    session.commit()
+    assert told(engine, settings) == ("warning", "The runs of 1 job are not counted into chains yet")
+    assert told(engine, settings, fix=True) == ("fixed", "The runs of 1 job were counted again")
+    assert told(engine, settings)[0] == "ok"
+
+
 def test_a_job_that_was_recovered_or_disabled_in_a_chain_has_the_figures_that_its_runs_come_to(
     session: Session, settings: Settings, engine: Engine
 ) -> None:
