@@ -89,6 +89,8 @@ BURIAL_SECONDS = 0.002
 """How often is looked whether all that a dead fork server left behind is gone."""
 
 CALLERS_AT_ONCE = 4
+MOST_EARLY = 16
+"""Callers that are kept whose run may not have been told of yet."""
 """Jobs that come back after they have closed their channel, let in at one time."""
 
 
@@ -195,6 +197,7 @@ class Runner:
         if self._door is not None:
             self._watch(self._door.fileno(), selectors.EVENT_READ, self._on_caller)
         self._door_shut_until = 0.0
+        self._early: list[socket.socket] = []
         adopt_orphans()
         self._server: Server | None = None
         with contextlib.suppress(OSError):  # the first start will try again, and say so
@@ -314,6 +317,8 @@ class Runner:
             run.close()
         if self._door is not None:
             self._door.close()
+        for caller in self._early:
+            caller.close()
         self._runs.clear()
         self._selector.close()
         self._wake.close()
@@ -548,6 +553,9 @@ class Runner:
             self._refuse(run, f"cannot start a process: {os.strerror(news.number)}")
         elif news.what == STARTED:
             run.pid = news.number
+            early, self._early = self._early, []
+            for caller in early:
+                self._let_in(caller)
             if not run.dropped:
                 self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
 
@@ -738,12 +746,18 @@ class Runner:
             self._let_in(caller)
 
     def _let_in(self, caller: socket.socket) -> None:
-        """The kernel says which process it is: a run's own, or nobody that is known here."""
+        """The kernel says which process it is: a run's own, or nobody that is known here.
+
+        A run may be here before the fork server has said that it started: it waits for the news.
+        """
         pid, user, _ = struct.unpack("=iII", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        known = (run for run in self._runs.values() if run.pid == pid and not run.dropped)
-        run = next(known, None) if user == os.getuid() else None
+        ours = [run for run in self._runs.values() if not run.dropped] if user == os.getuid() else []
+        run = next((run for run in ours if run.pid == pid), None)
         if run is None:
-            caller.close()
+            if any(run.pid is None for run in ours) and len(self._early) < MOST_EARLY:
+                self._early.append(caller)
+            else:
+                caller.close()
             return
         self._read_control(run, READ)  # what it said before
         self._watch(run.control_fd, 0, self._on_control, run)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
@@ -18,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from kytecron.core.states import Status
-from kytecron.engine.forkserver import SPARES
+from kytecron.engine.forkserver import ITSELF, SPARES, STARTED
 from kytecron.engine.runner import Call, Ended, Progressed, Refused, Runner, Started
-from kytecron.engine.server import BOOT
+from kytecron.engine.server import BOOT, News
 from tests.runs import Runs, children_of, is_alive, wait_until
 
 ESCAPE = """
@@ -215,6 +216,25 @@ def test_a_job_that_closes_all_descriptors_talks_to_its_worker_as_before(runs: R
     outcome = runs.outcome(execution_id)
     assert (outcome.status, outcome.result) == (Status.COMPLETED, [[True, "answered", True], 0]), outcome
     assert runs.of(Progressed, execution_id)[-1].note == "after"
+
+
+def test_a_job_that_comes_back_before_its_start_was_told_is_let_in_when_it_is(runs: Runs) -> None:
+    body = """
+    while not os.path.exists("../../go"): time.sleep(0.005)
+    os.closerange(3, 5000)
+    return self.heartbeat()
+    """
+    execution_id = runs.start(body)
+    pid = runs.pid(execution_id)
+    run = runs.runner._runs[execution_id]
+    with runs.runner._telling():
+        run.pid = None  # as if the news were still on its way
+    (runs.directory / "go").touch()
+    wait_until(lambda: runs.runner._early)
+    with runs.runner._telling():
+        runs.runner._on_news(run, News(STARTED, ITSELF, execution_id, pid, 0, time.time(), 0.0, 0.0))
+    outcome = runs.outcome(execution_id)
+    assert (outcome.status, outcome.result) == (Status.COMPLETED, True), outcome.error
 
 
 def test_a_job_that_cannot_reach_its_worker_any_more_fails_and_says_why(
