@@ -23,7 +23,7 @@ from kytecron.config import ROOT, Settings
 from kytecron.core import retry
 from kytecron.core.choices import MisfirePolicy, RetryStrategy, ScheduleType
 from kytecron.core.errors import Invalid
-from kytecron.core.jobspec import DEFAULTS
+from kytecron.core.fields import DEFAULTS
 from kytecron.core.schedule import Schedule
 from kytecron.engine.main import _parser
 from kytecron.engine.server import KEPT_VARIABLES

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from ..core.choices import IntervalAnchor, ScheduleType, Source
+from ..core.fields import FIELDS, Kind
 from ..core.jobspec import JobFields, OneOf
 from ..core.preview import MAX_PREVIEW
 from ..core.source import EXAMPLE, MAX_BYTES
@@ -208,12 +209,16 @@ Code = Annotated[
 Line = Annotated[str, Field(max_length=500)]
 
 # What a form or a Python call may write in several ways has one way in JSON.
-JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    "tags": ((list,), "a list of words"),
-    "depends_on": ((list,), "a list of job ids"),
-    "parameters": ((dict,), 'an object, such as {"region": "eu"}'),
-    "interval_seconds": ((int, NoneType), "a whole number or null"),
-    "day_of_month": ((int, NoneType), "a whole number or null"),
+_KINDS_IN_JSON: dict[Kind, tuple[tuple[type, ...], str]] = {
+    Kind.WORDS: ((list,), "a list of words"),
+    Kind.JOBS: ((list,), "a list of job ids"),
+    Kind.OBJECT: ((dict,), 'an object, such as {"region": "eu"}'),
+    Kind.NUMBER: ((int, NoneType), "a whole number or null"),
+}
+JSON_TYPES = {
+    name: _KINDS_IN_JSON[one.kind]
+    for name, one in FIELDS.items()
+    if one.kind in _KINDS_IN_JSON and (one.optional or one.kind is not Kind.NUMBER)
 }
 
 
@@ -222,7 +227,6 @@ class JobInput(JobFields, Judged):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    schedule_type: OneScheduleType = "manual"
     message: Line = Field("", description="What is new in the code")
     allow_concurrent: bool = Field(False, deprecated=True, description="overlap_policy allow (true) or skip")
     depends_on_job: JobId | None = Field(None, deprecated=True, description="One id in depends_on")

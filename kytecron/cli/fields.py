@@ -1,30 +1,25 @@
-"""The options of `jobs create` and `jobs edit`: one for each field of core.jobspec.JobFields, none written by hand."""
+"""The options of `jobs create` and `jobs edit`: one for each of core.fields, none written by hand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, assert_never
 
 import click
-from pydantic.fields import FieldInfo
 
 from ..core.errors import Invalid, NotFound
-from ..core.jobspec import DEFAULTS, JobFields
+from ..core.fields import FIELDS, JobField, Kind
 from ..core.source import MAX_BYTES
 from ..services.jobs import CronJobManager, problems
 from . import console
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-WORDS = {int: "NUMBER", datetime: "TIME", dict: "JSON", list: "A,B"}
-
 
 def job_options(command: Function) -> Function:
     """An option for each field of a job; what is not given is None, or empty for `--depends-on`."""
-    for name, field in reversed(JobFields.model_fields.items()):
-        command = _option(name, field)(command)
+    for one in reversed(FIELDS.values()):
+        command = _option(one)(command)
     return command
 
 
@@ -73,31 +68,40 @@ def _parent(name: str, manager: CronJobManager) -> int:
         raise Invalid({"depends_on": f"depends_on: {error}"}) from None
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Function], Function]:
-    flag = f"--{name.replace('_', '-')}"
-    text = _help(name, field)
-    if field.annotation is bool:
-        return click.option(f"{flag}/--no-{flag.removeprefix('--')}", name, default=None, help=text)
-    if name == "depends_on":
+def _option(one: JobField) -> Callable[[Function], Function]:
+    flag = f"--{one.name.replace('_', '-')}"
+    text = _help(one)
+    if one.kind is Kind.FLAG:
+        return click.option(f"{flag}/--no-{flag.removeprefix('--')}", one.name, default=None, help=text)
+    if one.kind is Kind.JOBS:
         text = 'A parent by name or id; give it again for several, once as "" for none.'
-        return click.option(flag, name, multiple=True, metavar="JOB", help=text)
-    return click.option(flag, name, metavar=_metavar(field.annotation), help=text)
+        return click.option(flag, one.name, multiple=True, metavar="JOB", help=text)
+    return click.option(flag, one.name, metavar=_metavar(one), help=text)
 
 
-def _help(name: str, field: FieldInfo) -> str:
-    text = field.description or name.replace("_", " ").capitalize()
-    default = DEFAULTS.get(name)
-    if default in (None, "", [], {}):
-        return f"{text}."
-    shown = ("yes" if default else "no") if isinstance(default, bool) else default
-    return f"{text}.  [default: {shown}]"
+def _help(one: JobField) -> str:
+    text = f"{one.help}."
+    if one.kind is Kind.CHOICE:
+        text += f" {'; '.join(f'{word}: {said}' for word, said in one.choices.items())}."
+    if one.required or one.default in (None, "", [], {}):
+        return text
+    shown = ("yes" if one.default else "no") if one.kind is Kind.FLAG else one.default
+    return f"{text}  [default: {shown}]"
 
 
-def _metavar(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return f"[{'|'.join(get_args(annotation))}]"
-    if origin in (Union, UnionType, Annotated):
-        inner = [one for one in get_args(annotation) if one is not type(None)]
-        return _metavar(inner[0]) if origin is Annotated or len(inner) == 1 else "TEXT"
-    return WORDS.get(origin or annotation, "TEXT")
+def _metavar(one: JobField) -> str:
+    match one.kind:
+        case Kind.CHOICE:
+            return f"[{'|'.join(one.choices)}]"
+        case Kind.NUMBER:
+            return one.unit.upper() if one.unit else "NUMBER"
+        case Kind.MOMENT:
+            return "TIME"
+        case Kind.OBJECT:
+            return "JSON"
+        case Kind.WORDS:
+            return "A,B"
+        case Kind.LINE | Kind.PROSE | Kind.WEEKDAYS | Kind.FLAG | Kind.JOBS:
+            return "TEXT"
+        case never:
+            assert_never(never)

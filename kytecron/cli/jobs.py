@@ -12,7 +12,7 @@ import click
 
 from ..core.choices import ScheduleType
 from ..core.errors import Invalid
-from ..core.jobspec import DEFAULTS, JobFields
+from ..core.fields import DEFAULTS, FIELDS
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
@@ -141,7 +141,7 @@ def show(job: str, as_json: bool) -> None:
         }
     )
     say()
-    chosen = {name: found[name] for name in JobFields.model_fields if found[name] != DEFAULTS.get(name)}
+    chosen = {name: found[name] for name in FIELDS if found[name] != DEFAULTS.get(name)}
     console.facts({name: value for name, value in chosen.items() if name != "name"})
     _warn(found["warnings"])
 

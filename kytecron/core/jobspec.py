@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, assert_never
 
 from pydantic import (
     AfterValidator,
@@ -20,31 +20,20 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     field_validator,
 )
 from pydantic_core import ErrorDetails, core_schema
 
-from .choices import (
-    DependencyMode,
-    IntervalAnchor,
-    LostContact,
-    MisfirePolicy,
-    OverlapPolicy,
-    RetryStrategy,
-    ScheduleType,
-)
 from .errors import Invalid
+from .fields import FIELDS, MAX_TAGS_LENGTH, JobField, Kind
 from .untrusted import MAX_TOLD, name_problem, visible
 
 Model = TypeVar("Model", bound=BaseModel)
 
 MAX_PARAMETERS_BYTES = 64_000
-MAX_TAGS_LENGTH = 500
-MAX_PARENTS = 50
 TAG = re.compile(r"[\w][\w.:/-]{0,63}")
 EMAIL = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
-
-DAY = 86_400
 
 
 def _blank_is_none(value: Any) -> Any:
@@ -93,93 +82,65 @@ Moment = Annotated[
 ]
 
 
-class JobFields(BaseModel):
-    """What a person may set on a job. The code is versioned apart from it."""
+def _annotation(one: JobField) -> Any:
+    """The type that pydantic checks a field by."""
+    match one.kind:
+        case Kind.LINE | Kind.PROSE:
+            return Text if one.optional else str
+        case Kind.NUMBER if one.optional and one.least is None:
+            return Number  # its schedule bounds it
+        case Kind.NUMBER if one.optional:
+            return Annotated[int, Field(ge=one.least, le=one.most)] | None
+        case Kind.NUMBER:
+            return int
+        case Kind.FLAG:
+            return bool
+        case Kind.CHOICE:
+            return Annotated[str, OneOf(one.choices)]
+        case Kind.MOMENT:
+            return Moment
+        case Kind.WEEKDAYS:
+            return int | str | Annotated[list[int], Field(max_length=one.longest)] | None
+        case Kind.WORDS:
+            return list[str]
+        case Kind.JOBS:
+            return list[int]
+        case Kind.OBJECT:
+            return dict[str, Any]
+        case never:
+            assert_never(never)
+
+
+def _info(one: JobField) -> Any:
+    bounds: dict[str, Any] = {}
+    if one.kind in (Kind.LINE, Kind.PROSE, Kind.WORDS, Kind.JOBS):
+        bounds = {"max_length": one.longest} | ({"min_length": 1} if one.required else {})
+    elif one.kind is Kind.NUMBER and not one.optional:
+        bounds = {"ge": one.least, "le": one.most}
+    if isinstance(one.default, list | dict):
+        bounds["default_factory"] = one.a_default
+    elif not one.required:
+        bounds["default"] = one.a_default()
+    return Field(**bounds, title=one.label, description=_described(one))
+
+
+def _described(one: JobField) -> str:
+    return f"{one.help} (in {one.unit})" if one.unit else one.help
+
+
+class _Rules(BaseModel):
+    """What is checked of a job's fields beyond their types and bounds."""
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
-    name: str = Field(min_length=1, max_length=200, description="Unique among the jobs that are not deleted")
-    description: str = Field("", max_length=2000)
-    tags: list[str] = Field(default_factory=list, max_length=20, description="Words to filter by")
-
-    schedule_type: str = Field("manual", description="One of: " + ", ".join(ScheduleType))
-    cron_expression: Text = Field(
-        None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly"
-    )
-    interval_seconds: Number = Field(None, description="Seconds between two slots")
-    interval_anchor: Annotated[str, OneOf(IntervalAnchor)] = Field(
-        "schedule", description="Count from the schedule's beginning, or from the end of the last run"
-    )
-    time_of_day: Text = Field(None, description="HH:MM or HH:MM:SS, local time in the job's zone")
-    day_of_week: int | str | Annotated[list[int], Field(max_length=7)] | None = Field(
-        None, description="0=Sunday..6, one or several"
-    )
-    day_of_month: Number = Field(None, description="1..31; 29..31 fall back to the month's last day")
-    timezone: str = Field("UTC", max_length=64, description="A name such as Europe/Berlin")
-    starts_at: Moment = Field(None, description="No slot before this instant")
-    ends_at: Moment = Field(None, description="No slot after this instant; then the job is disabled")
-    max_runs: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = Field(
-        None, description="Disabled after this many runs that its schedule or its parents started"
-    )
-    jitter_seconds: int = Field(
-        0, ge=0, le=3600, description="A fixed offset per job of at most this many seconds"
-    )
-
-    timeout_seconds: int = Field(300, ge=1, le=7 * DAY, description="Time limit of one attempt, in seconds")
-    memory_limit_mb: Annotated[int, Field(ge=32, le=1_048_576)] | None = Field(None, description="In MiB")
-    cpu_limit_seconds: Annotated[int, Field(ge=1, le=7 * DAY)] | None = Field(
-        None, description="CPU time of one attempt, in seconds"
-    )
-    parameters: dict[str, Any] = Field(
-        default_factory=dict, description="What the job finds in self.job.parameters"
-    )
-    priority: int = Field(5, ge=0, le=9, description="9 starts first, 0 last; age wins in the end")
-    worker_tag: str = Field("", max_length=64, description="Run only on workers with this tag")
-    overlap_policy: Annotated[str, OneOf(OverlapPolicy)] = Field(
-        "skip", description="What to do with a slot while the previous run goes on"
-    )
-    queue_length: int = Field(
-        1, ge=1, le=1000, description="How many runs may wait under overlap_policy queue; more are skipped"
-    )
-    misfire_policy: Annotated[str, OneOf(MisfirePolicy)] = Field(
-        "run_once", description="What to do with slots that were missed"
-    )
-    misfire_grace_seconds: int = Field(60, ge=1, le=30 * DAY, description="A slot later than this was missed")
-    on_lost_contact: Annotated[str, OneOf(LostContact)] = Field(
-        "stop", description="What becomes of a run whose worker cannot reach the database"
-    )
-
-    max_retries: int = Field(3, ge=0, le=100)
-    retry_strategy: Annotated[str, OneOf(RetryStrategy)] = "exponential"
-    retry_delay_seconds: int = Field(60, ge=0, le=7 * DAY)
-    retry_max_delay_seconds: int = Field(3600, ge=0, le=30 * DAY)
-
-    depends_on: list[int] = Field(
-        default_factory=list, max_length=MAX_PARENTS, description="Ids of the parent jobs"
-    )
-    dependency_mode: Annotated[str, OneOf(DependencyMode)] = Field(
-        "gate", description="gate: own clock, waits for the parents. trigger: runs when the parents completed"
-    )
-    dependency_timeout_seconds: int = Field(3600, ge=1, le=30 * DAY)
-    require_fresh: bool = Field(False, description="The parents' success must be newer than this job's own")
-
-    notify_on_failure: bool = True
-    notify_after_failures: int = Field(1, ge=1, le=1000, description="Tell after this many failures in a row")
-    notify_on_dead_letter: bool = True
-    notify_on_recovery: bool = True
-    slack_webhook: Text = Field(None, max_length=500)
-    notification_email: Text = Field(None, max_length=500, description="One address, or several with commas")
-
-    enabled: bool = True
-
-    @field_validator("tags", "depends_on", mode="before")
+    @field_validator("tags", "depends_on", mode="before", check_fields=False)
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return [] if value is None else value
 
-    @field_validator("tags")
+    @field_validator("tags", check_fields=False)
     @classmethod
     def _tags_are_words(cls, tags: list[str]) -> list[str]:
         for tag in tags:
@@ -189,14 +150,14 @@ class JobFields(BaseModel):
             raise ValueError(f"together they must be shorter than {MAX_TAGS_LENGTH} characters")
         return sorted(set(tags))
 
-    @field_validator("name", "worker_tag")
+    @field_validator("name", "worker_tag", check_fields=False)
     @classmethod
     def _printable(cls, value: str) -> str:
         if problem := name_problem(value):
             raise ValueError(problem)
         return value
 
-    @field_validator("description")
+    @field_validator("description", check_fields=False)
     @classmethod
     def _readable(cls, value: str) -> str:
         value = value.replace("\r\n", "\n")  # as forms send it
@@ -204,7 +165,7 @@ class JobFields(BaseModel):
             raise ValueError(problem)
         return value
 
-    @field_validator("parameters", mode="before")
+    @field_validator("parameters", mode="before", check_fields=False)
     @classmethod
     def _parameters_from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -214,18 +175,35 @@ class JobFields(BaseModel):
                 raise ValueError('must be a JSON object, such as {"region": "eu"}') from None
         return {} if value is None else value
 
-    @field_validator("parameters")
+    @field_validator("parameters", check_fields=False)
     @classmethod
     def _parameters_bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
         return check_parameters(value)
 
-    @field_validator("notification_email")
+    @field_validator("notification_email", check_fields=False)
     @classmethod
     def _addresses(cls, value: str | None) -> str | None:
         for address in (value or "").split(","):
             if address.strip() and not EMAIL.fullmatch(address.strip()):
                 raise ValueError(f"{address.strip()[:60]!r} is not an e-mail address")
         return value
+
+
+if TYPE_CHECKING:
+
+    class JobFields(_Rules):
+        """What a person may set on a job: see core.fields. The code is versioned apart from it."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    JobFields = create_model(
+        "JobFields",
+        __base__=_Rules,
+        __module__=__name__,
+        __doc__="What a person may set on a job: see core.fields. The code is versioned apart from it.",
+        **{name: (_annotation(one), _info(one)) for name, one in FIELDS.items()},
+    )
 
 
 def check_parameters(value: Any) -> dict[str, Any]:
@@ -251,23 +229,6 @@ def _keys(value: Any) -> Iterator[str]:
         yield from map(str, value)
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _keys(part)
-
-
-SCHEDULE_FIELDS = (
-    "schedule_type",
-    "cron_expression",
-    "interval_seconds",
-    "time_of_day",
-    "day_of_week",
-    "day_of_month",
-    "timezone",
-)
-
-DEFAULTS: dict[str, Any] = {
-    name: info.get_default(call_default_factory=True)
-    for name, info in JobFields.model_fields.items()
-    if not info.is_required()
-}
 
 
 def normalise_aliases(fields: Mapping[str, Any]) -> dict[str, Any]:

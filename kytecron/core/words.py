@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
+from .errors import Invalid
+from .schedule import zone
+
 
 def duration(milliseconds: float) -> str:
     """Return a duration: `840 ms`, `3.2 s`, `2 min 05 s`, `1 h 03 min`, `2 d 4 h`."""
@@ -42,3 +47,17 @@ def rate_tone(rate: float | None) -> str:
     if rate is None:
         return "none"
     return "good" if rate >= 90 else "warn" if rate >= 70 else "bad"
+
+
+def in_zone(instant: datetime, name: str) -> str:
+    """An instant as a clock in that zone shows it, with the zone's short name."""
+    try:
+        local, short = instant.astimezone(zone(name)), None
+    except Invalid:
+        local, short = instant.astimezone(UTC), "UTC"
+    return f"{local:%a %d %b %Y} {clock(local)} {short or local.tzname()}"
+
+
+def clock(local: datetime) -> str:
+    """The time of day, with seconds where there are any."""
+    return f"{local:%H:%M:%S}" if local.second else f"{local:%H:%M}"

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class RunRequest:
     timeout_seconds: float | None = None
     memory_limit_mb: int | None = None
     cpu_limit_seconds: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else the job's process is told of its job's settings, as its row has them: see `core.fields.Reader`."""
     state: dict[str, Any] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
     lease_until: float | None = None
@@ -77,6 +79,7 @@ class RunRequest:
         """What the job's process is told. Raises TypeError or ValueError for what JSON cannot hold."""
         return encode_request(
             {
+                **self.settings,
                 "execution_id": self.execution_id,
                 "job_id": self.job_id,
                 "job_name": str(self.job_name),

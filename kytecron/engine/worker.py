@@ -658,6 +658,7 @@ class CronWorker:
             timeout_seconds=run.timeout_seconds,
             memory_limit_mb=run.memory_limit_mb,
             cpu_limit_seconds=run.cpu_limit_seconds,
+            settings=run.settings,
             state=run.state,
             secrets=dict(granted),
             lease_until=lease_until,

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from ..core.choices import Source
+from ..core.fields import SECRET_FIELDS
 from ..store import db
 from ..store.models import CronAudit
 
-MASKED = frozenset({"slack_webhook", "password", "password_hash", "token", "value"})
+MASKED = SECRET_FIELDS | frozenset({"password", "password_hash", "token", "value"})
 MASK = "•••"
 
 

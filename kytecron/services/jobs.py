@@ -21,7 +21,8 @@ from ..core import source
 from ..core.choices import ScheduleType
 from ..core.dependencies import find_cycle
 from ..core.errors import Conflict, Invalid, NotFound, Stale
-from ..core.jobspec import SCHEDULE_FIELDS, JobFields, normalise_aliases, parse_job
+from ..core.fields import COLUMNS, FIELDS, MAX_NAME, REPLANNED_BY, SCHEDULE_FIELDS
+from ..core.jobspec import JobFields, normalise_aliases, parse_job
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order, unused_problems
 from ..core.untrusted import visible
 from ..store import claims, db
@@ -35,10 +36,6 @@ from .versions import LARGEST_ID, lock_job, read_job, touch
 from .webhook import validate_webhook_url
 
 DEPENDENCY: Any = CronJobDependency.__table__
-
-REPLANNED_BY = frozenset({*SCHEDULE_FIELDS, "interval_anchor", "starts_at", "ends_at"})
-"""A change of any of these gives the job another next slot."""
-MAX_NAME = 200
 
 
 class CronJobManager(Service):
@@ -155,7 +152,7 @@ def configuration(session: Session, job: CronJob) -> dict[str, Any]:
 
 def configuration_of(job: CronJob, parents: list[int]) -> dict[str, Any]:
     """The same where the ids of its parents are known: lists read those of all their jobs at once."""
-    values = {name: getattr(job, name) for name in JobFields.model_fields if name != "depends_on"}
+    values = {name: getattr(job, name) for name in COLUMNS}
     values["tags"] = sorted(filter(None, job.tags.split(",")))
     values["day_of_week"] = _weekdays_of(job.day_of_week)
     values["parameters"] = job.parameters or {}
@@ -296,7 +293,7 @@ def _parse(fields: Mapping[str, Any]) -> tuple[JobFields, dict[str, str]]:
         rest = {
             name: value
             for name, value in normalise_aliases(fields).items()
-            if name in JobFields.model_fields and name not in invalid.fields
+            if name in FIELDS and name not in invalid.fields
         }
         return parse_job({"name": "?", **rest}), invalid.fields
 

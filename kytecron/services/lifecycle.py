@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from ..core.choices import LostContact, ScheduleType
 from ..core.errors import Conflict, Invalid, NotFound
+from ..core.fields import Reader, read_by
 from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
 from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, StopRequest
@@ -262,6 +263,8 @@ class ClaimedRun:
     memory_limit_mb: int | None
     cpu_limit_seconds: int | None
     continues_without_contact: bool
+    settings: dict[str, Any]
+    """All settings of the job that a run takes along (`Reader.CLAIMS`), as its row has them."""
     problem: str | None
     """Why it cannot start: its row, written by hand, makes no sense."""
 
@@ -319,6 +322,7 @@ def _claimed(row: Any, worker_id: str, token: int) -> ClaimedRun:
         memory_limit_mb=row.memory_limit_mb,
         cpu_limit_seconds=row.cpu_limit_seconds,
         continues_without_contact=_continues_without_contact(row),
+        settings={name: getattr(row, name) for name in read_by(Reader.CLAIMS)},
         problem=f"{wrong[0]} must be a JSON object, such as {{}}" if wrong else None,
     )
 

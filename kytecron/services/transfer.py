@@ -26,7 +26,8 @@ from sqlalchemy.orm import Session
 from ..core import diff, source
 from ..core.choices import ScheduleType
 from ..core.errors import Conflict, Invalid, Unreadable
-from ..core.jobspec import DEFAULTS, MAX_PARENTS, SCHEDULE_FIELDS, TAG
+from ..core.fields import DEFAULTS, MAX_NAME, MAX_PARENTS, REPLANNED_BY, SCHEDULE_FIELDS, SECRET_FIELDS
+from ..core.jobspec import TAG
 from ..core.schedule import Schedule, next_slot
 from ..core.untrusted import MAX_TOLD, first_repeated
 from ..store import db
@@ -40,7 +41,7 @@ from .jobs import CronJobManager
 
 FORMAT = 1
 MAX_JOBS = 5_000
-STAYS = ("enabled", "slack_webhook")
+STAYS = ("enabled", *SECRET_FIELDS)
 """What an existing job keeps where a file says nothing about it."""
 CHECK_SECONDS = 30.0
 """For the code of all jobs of a file together."""
@@ -78,7 +79,7 @@ def _exported(job: CronJob, parents: Sequence[_Parent], code: str | None, webhoo
     if job.in_dead_letter_queue:
         values["enabled"] = True  # disabled by the queue, not by a person: that is no configuration
     if not webhooks:
-        del values["slack_webhook"]
+        values = {name: value for name, value in values.items() if name not in SECRET_FIELDS}
     kept = {name: _plain(value) for name, value in values.items() if value != DEFAULTS.get(name)}
     return kept if code is None else kept | {"code": code}
 
@@ -214,7 +215,7 @@ def _entry(number: int, values: Any, codes: _Codes, complaints: _Complaints) -> 
     given, code = fields.pop("depends_on", None), fields.pop("code", None)
     if "depends_on_job" in fields:
         given = fields.pop("depends_on_job")
-    label = str(fields.get("name") or f"number {number}")[: jobs.MAX_NAME]
+    label = str(fields.get("name") or f"number {number}")[:MAX_NAME]
     parents = [given] if isinstance(given, str) else given or []
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         complaints.add(label, "depends_on", "depends_on must be a list of the names of its parents")
@@ -375,7 +376,7 @@ def _check_change(change: Change, wanted: Mapping[str, Any], now: datetime, comp
     """What the database must be known for: whether there is code, and a slot to come."""
     if change.job_id is None and change.code_after is None:
         complaints.add(change.name, "code", "code is required for a job that does not exist yet")
-    planned = change.job_id is None or change.after.keys() & {*jobs.REPLANNED_BY, "enabled"}
+    planned = change.job_id is None or change.after.keys() & {*REPLANNED_BY, "enabled"}
     if not planned or not wanted["enabled"] or wanted["schedule_type"] == ScheduleType.MANUAL:
         return
     schedule = Schedule.from_fields(**{name: wanted[name] for name in SCHEDULE_FIELDS}, anchor=now)

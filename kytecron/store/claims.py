@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ..core.choices import ScheduleType
+from ..core.fields import Reader, read_by
 from ..core.states import Claim, Origin, Status, StopRequest, sources
 from . import db, dialects
 from .dialects import Dialect
@@ -74,18 +75,8 @@ def queue_time(due_time: datetime, priority: int) -> datetime:
 
 
 ON_SCHEDULE = (
-    *("id", "name", "enabled", "disabled_reason", "next_run_time", "schedule_type", "cron_expression"),
-    *("interval_seconds", "interval_anchor", "schedule_anchor", "time_of_day", "day_of_week", "day_of_month"),
-    *("timezone", "starts_at", "ends_at", "max_runs", "runs_scheduled", "jitter_seconds", "priority"),
-    *(
-        "worker_tag",
-        "overlap_policy",
-        "queue_length",
-        "misfire_policy",
-        "misfire_grace_seconds",
-        "dependency_mode",
-    ),
-    "dependency_timeout_seconds",
+    *("id", "disabled_reason", "next_run_time", "schedule_anchor", "runs_scheduled"),
+    *read_by(Reader.SLOTS),
 )
 """The columns of a job that decide about its slots. PyMySQL reads each in Python, and a job has seventy."""
 
@@ -486,11 +477,7 @@ _WITH_JOB = sa.select(
     RUN.c.parameters,
     sa.func.coalesce(RUN.c.requested_version, JOB.c.current_version).label("run_version"),
     VERSION.c.content_hash,
-    JOB.c.name,
-    JOB.c.timeout_seconds,
-    JOB.c.memory_limit_mb,
-    JOB.c.cpu_limit_seconds,
-    JOB.c.on_lost_contact,
+    *(JOB.c[name] for name in read_by(Reader.CLAIMS)),
     JOB.c.parameters.label("job_parameters"),
     JOB.c.state,
     EARLIER.c.status.label("previous_status"),

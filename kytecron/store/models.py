@@ -8,24 +8,13 @@ Names compare byte by byte on every database, so that one does not forbid what a
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from ..core.choices import (
-    DependencyMode,
-    IntervalAnchor,
-    LostContact,
-    MessageStatus,
-    MisfirePolicy,
-    OverlapPolicy,
-    RetryStrategy,
-    Role,
-    ScheduleType,
-    Source,
-    TokenKind,
-)
+from ..core.choices import MessageStatus, Role, Source, TokenKind
+from ..core.fields import COLUMNS, FIELDS, JobField, Kind
 from ..core.states import Origin, Status
 from . import dialects
 from .dialects import Id, Rare
@@ -104,62 +93,88 @@ def _word(default: str, length: int = 16) -> Mapped[str]:
     return mapped_column(sa.String(length), nullable=False, default=default, server_default=default)
 
 
-class CronJob(Base):
+def _column(one: JobField) -> Any:
+    """The column of a job's field."""
+    width = one.width or one.longest or 16
+    match one.kind:
+        case Kind.LINE | Kind.PROSE | Kind.CHOICE | Kind.WEEKDAYS if one.required or one.optional:
+            return mapped_column(sa.String(width), nullable=one.optional)
+        case Kind.LINE | Kind.PROSE | Kind.CHOICE | Kind.WEEKDAYS:
+            return _word(one.a_default(), width)
+        case Kind.WORDS:
+            # With a comma at both ends (`,etl,nightly,`), so that LIKE '%,etl,%' finds one.
+            return _word("", width)
+        case Kind.NUMBER:
+            return mapped_column(sa.Integer, nullable=True) if one.optional else _number(one.default)
+        case Kind.FLAG:
+            return _flag(one.default)
+        case Kind.MOMENT:
+            return mapped_column(UtcDateTime, nullable=True)
+        case Kind.OBJECT:
+            return mapped_column(sa.JSON(none_as_null=True), nullable=True)
+        case Kind.JOBS:
+            raise TypeError(f"{one.name} is kept as rows of a table of its own")
+        case never:
+            assert_never(never)
+
+
+class Configuration:
+    """A job's settings: a column for each of core.fields, which says what it holds. Here stand the types only."""
+
+    name: Mapped[str]
+    description: Mapped[str]
+    tags: Mapped[str]
+    schedule_type: Mapped[str]
+    cron_expression: Mapped[str | None]
+    interval_seconds: Mapped[int | None]
+    interval_anchor: Mapped[str]
+    time_of_day: Mapped[str | None]
+    day_of_week: Mapped[str | None]
+    day_of_month: Mapped[int | None]
+    timezone: Mapped[str]
+    starts_at: Mapped[datetime | None]
+    ends_at: Mapped[datetime | None]
+    max_runs: Mapped[int | None]
+    jitter_seconds: Mapped[int]
+    timeout_seconds: Mapped[int]
+    memory_limit_mb: Mapped[int | None]
+    cpu_limit_seconds: Mapped[int | None]
+    parameters: Mapped[dict[str, Any] | None]
+    priority: Mapped[int]
+    worker_tag: Mapped[str]
+    overlap_policy: Mapped[str]
+    queue_length: Mapped[int]
+    misfire_policy: Mapped[str]
+    misfire_grace_seconds: Mapped[int]
+    on_lost_contact: Mapped[str]
+    max_retries: Mapped[int]
+    retry_strategy: Mapped[str]
+    retry_delay_seconds: Mapped[int]
+    retry_max_delay_seconds: Mapped[int]
+    dependency_mode: Mapped[str]
+    dependency_timeout_seconds: Mapped[int]
+    require_fresh: Mapped[bool]
+    notify_on_failure: Mapped[bool]
+    notify_after_failures: Mapped[int]
+    notify_on_dead_letter: Mapped[bool]
+    notify_on_recovery: Mapped[bool]
+    slack_webhook: Mapped[str | None]
+    notification_email: Mapped[str | None]
+    enabled: Mapped[bool]
+
+
+for _name in COLUMNS:
+    setattr(Configuration, _name, _column(FIELDS[_name]))
+
+
+class CronJob(Configuration, Base):
     """A job: its schedule, how it runs, whom it tells, and where it stands."""
 
     __tablename__ = "CronJob"
 
     id: Mapped[int] = _id()
-    name: Mapped[str] = mapped_column(sa.String(200))
-    description: Mapped[str] = _word("", 2000)
-    tags: Mapped[str] = _word("", 500)
-    """Comma-separated with a comma at both ends (`,etl,nightly,`), so that LIKE '%,etl,%' finds one."""
-
-    schedule_type: Mapped[str] = _word(ScheduleType.MANUAL)
-    cron_expression: Mapped[str | None] = mapped_column(sa.String(200))
-    interval_seconds: Mapped[int | None] = mapped_column(sa.Integer)
-    interval_anchor: Mapped[str] = _word(IntervalAnchor.SCHEDULE)
-    """`schedule`: slots lie on anchor + k * interval. `completion`: counted from the end of the last run."""
     schedule_anchor: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    time_of_day: Mapped[str | None] = mapped_column(sa.String(8))
-    day_of_week: Mapped[str | None] = mapped_column(sa.String(20))
-    day_of_month: Mapped[int | None] = mapped_column(sa.Integer)
-    timezone: Mapped[str] = _word("UTC", 64)
-    starts_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    ends_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    max_runs: Mapped[int | None] = mapped_column(sa.Integer)
-    jitter_seconds: Mapped[int] = _number(0)
-
-    timeout_seconds: Mapped[int] = _number(300)
-    memory_limit_mb: Mapped[int | None] = mapped_column(sa.Integer)
-    cpu_limit_seconds: Mapped[int | None] = mapped_column(sa.Integer)
-    parameters: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
-    priority: Mapped[int] = _number(5)
-    worker_tag: Mapped[str] = _word("", 64)
-    overlap_policy: Mapped[str] = _word(OverlapPolicy.SKIP)
-    queue_length: Mapped[int] = _number(1)
-    """How many runs may wait under overlap_policy `queue`."""
-    misfire_policy: Mapped[str] = _word(MisfirePolicy.RUN_ONCE)
-    misfire_grace_seconds: Mapped[int] = _number(60)
-    on_lost_contact: Mapped[str] = _word(LostContact.STOP)
-
-    max_retries: Mapped[int] = _number(3)
-    retry_strategy: Mapped[str] = _word(RetryStrategy.EXPONENTIAL)
-    retry_delay_seconds: Mapped[int] = _number(60)
-    retry_max_delay_seconds: Mapped[int] = _number(3600)
-
-    dependency_mode: Mapped[str] = _word(DependencyMode.GATE)
-    dependency_timeout_seconds: Mapped[int] = _number(3600)
-    require_fresh: Mapped[bool] = _flag(False)
-
-    notify_on_failure: Mapped[bool] = _flag(True)
-    notify_after_failures: Mapped[int] = _number(1)
-    notify_on_dead_letter: Mapped[bool] = _flag(True)
-    notify_on_recovery: Mapped[bool] = _flag(True)
-    slack_webhook: Mapped[str | None] = mapped_column(sa.String(500))
-    notification_email: Mapped[str | None] = mapped_column(sa.String(500))
-
-    enabled: Mapped[bool] = _flag(True)
+    """The first slot of an interval."""
     disabled_reason: Mapped[str | None] = mapped_column(sa.String(500))
     next_run_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     in_dead_letter_queue: Mapped[bool] = _flag(False)

@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import diff
 from ..core.errors import Conflict, Invalid, Unreadable
-from ..core.jobspec import DEFAULTS, JobFields
+from ..core.fields import DEFAULTS, FIELDS, LABELS, Group, Kind, by_label, in_group
 from ..core.schedule import in_words, zone
 from ..core.source import Problem
 from ..core.zones import zone_names
@@ -36,57 +36,12 @@ STARTER = """class MyJob(CronJobBase):
     def execute(self):
         self.log("Hello World")
 """
-MOMENTS = ("starts_at", "ends_at")
-SWITCHES = tuple(name for name, info in JobFields.model_fields.items() if info.annotation is bool)
+MOMENTS = tuple(name for name, one in FIELDS.items() if one.kind is Kind.MOMENT)
+SWITCHES = tuple(name for name, one in FIELDS.items() if one.kind is Kind.FLAG)
 NOT_EDITED = ("enabled",)
 """Changed by actions of their own, which say what they will do."""
 PREVIEWED = 5
 PARENT_CHOICES = 8
-NAMES = {
-    "name": "Name",
-    "description": "Description",
-    "tags": "Tags",
-    "code": "Code",
-    "message": "What changed",
-    "schedule_type": "Schedule",
-    "cron_expression": "Cron expression",
-    "interval_seconds": "Every",
-    "interval_anchor": "Counted from",
-    "time_of_day": "Time of day",
-    "day_of_week": "Weekdays",
-    "day_of_month": "Day of the month",
-    "timezone": "Time zone",
-    "starts_at": "Not before",
-    "ends_at": "Not after",
-    "max_runs": "Number of runs",
-    "jitter_seconds": "Spread",
-    "timeout_seconds": "Time limit",
-    "memory_limit_mb": "Memory limit",
-    "cpu_limit_seconds": "CPU limit",
-    "parameters": "Parameters",
-    "priority": "Priority",
-    "worker_tag": "Worker tag",
-    "overlap_policy": "While the last run goes on",
-    "queue_length": "Queue length",
-    "misfire_policy": "Missed slots",
-    "misfire_grace_seconds": "Count as missed after",
-    "on_lost_contact": "Without the database",
-    "max_retries": "Retries",
-    "retry_strategy": "Delay",
-    "retry_delay_seconds": "First delay",
-    "retry_max_delay_seconds": "Longest delay",
-    "depends_on": "Parents",
-    "dependency_mode": "Starts",
-    "dependency_timeout_seconds": "Give up waiting after",
-    "require_fresh": "Fresh results",
-    "notify_on_failure": "Tell of failures",
-    "notify_after_failures": "After so many in a row",
-    "notify_on_dead_letter": "Tell of the dead letter queue",
-    "notify_on_recovery": "Tell of recovery",
-    "slack_webhook": "Slack webhook",
-    "notification_email": "Email",
-}
-"""What the form calls each field, for messages that name one."""
 
 
 # -- pages ---------------------------------------------------------------------------------------------------
@@ -167,13 +122,15 @@ def _form(
         "jobs/form.html",
         job=job,
         v=values,
-        errors=errors or {},
+        errors=by_label(errors or {}),
         conflict=conflict,
         dirty=bool(errors or conflict),
-        names=NAMES,
+        names=LABELS,
         zones=zone_names(),
         parents=parent_choices(session, job.id if job else None, _chosen(values), ""),
-        SCHEDULE_TYPES=words.SCHEDULE_TYPES,
+        FIELDS=FIELDS,
+        Group=Group,
+        in_group=in_group,
     )
 
 
@@ -208,7 +165,7 @@ def preview() -> Response:
     try:
         answer = job_service.preview(fields, now, PREVIEWED, _usual_seconds(session, now))
     except Invalid as invalid:
-        wrong = {NAMES.get(name, name): text for name, text in invalid.fields.items()}
+        wrong = {LABELS.get(name, name): text for name, text in by_label(invalid.fields).items()}
     html = render_template("jobs/_preview.html", preview=answer, wrong=wrong)
     return make_response(html)
 
@@ -275,7 +232,7 @@ def parent_choices(
 def given(form: MultiDict[str, str]) -> dict[str, Any]:
     """The settings that a form sends, as the service takes them. What it does not send is left out."""
     fields: dict[str, Any] = {}
-    for name in JobFields.model_fields:
+    for name in FIELDS:
         if name in NOT_EDITED:
             continue
         if name in SWITCHES:
@@ -334,9 +291,7 @@ def _local(moment: datetime, name: str) -> str:
 def _typed() -> dict[str, Any]:
     """What somebody has typed, to be shown again as it is."""
     form = request.form
-    values: dict[str, Any] = {
-        name: form.get(name, "") for name in (*JobFields.model_fields, "code", "message")
-    }
+    values: dict[str, Any] = {name: form.get(name, "") for name in (*FIELDS, "code", "message")}
     values |= {name: name in form for name in SWITCHES}
     values["day_of_week"] = form.getlist("day_of_week")
     values["depends_on"] = _ids(form.getlist("depends_on"))
@@ -370,7 +325,7 @@ def both_sides(conflict: Conflict) -> dict[str, Any]:
         "message": conflict.message,
         "by": details.get("changed_by"),
         "fields": [
-            (NAMES.get(name, name), words.plain(sides["theirs"]), words.plain(sides["yours"]))
+            (LABELS.get(name, name), words.plain(sides["theirs"]), words.plain(sides["yours"]))
             for name, sides in details.get("fields", {}).items()
         ],
         "rows": [],

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core.errors import Invalid
+from ..core.facts import facts
 from ..core.states import Status
 from ..services import deadletters, versions, why
 from ..services.jobs import CronJobManager
@@ -139,7 +140,7 @@ def show(job_id: int) -> Response:
         upcoming=views.next_slots(session, job, UPCOMING, now),
         family=_family(session, job_id),
         why=why.explain(session, job_id, now),
-        facts=words.facts(job),
+        facts=facts(job),
     )
 
 

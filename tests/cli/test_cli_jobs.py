@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from kytecron.core.jobspec import DEFAULTS, JobFields
+from kytecron.core.fields import DEFAULTS, FIELDS
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
@@ -71,13 +71,13 @@ def as_options(fields: dict[str, object]) -> list[str]:
 def test_every_field_of_a_job_has_an_option(cli: CommandLine):
     for command in ("create", "edit"):
         text = cli.output(f"jobs {command} --help")
-        missing = [name for name in JobFields.model_fields if f"--{name.replace('_', '-')}" not in text]
+        missing = [name for name in FIELDS if f"--{name.replace('_', '-')}" not in text]
         assert missing == []
 
 
 def test_a_job_is_created_with_all_that_was_given(cli: CommandLine, job: CronJob, code_file: Path):
     made = cli.json("jobs create", *as_options(ANYTHING), "--code", code_file, "--message", "first")
-    assert {*ANYTHING, *OTHER_SCHEDULES} == JobFields.model_fields.keys()
+    assert {*ANYTHING, *OTHER_SCHEDULES} == FIELDS.keys()
     unchanged = {name for name in ANYTHING if made[name] == DEFAULTS.get(name)}
     assert unchanged == set()
     assert made["tags"] == ["etl", "nightly"]

@@ -12,6 +12,7 @@ import pkgutil
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,10 @@ def test_tables_are_found_and_are_many():
     assert len(TABLES) >= 12
 
 
-def sources() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted(Path(kytecron.__path__[0]).rglob("*.py")):
-        yield path, ast.parse(path.read_text())
+@cache
+def sources() -> list[tuple[Path, ast.Module]]:
+    paths = sorted(Path(kytecron.__path__[0]).rglob("*.py"))
+    return [(path, ast.parse(path.read_text())) for path in paths]
 
 
 def test_no_table_is_keyed_by_the_bare_words():
@@ -89,8 +91,13 @@ def test_no_table_is_keyed_by_the_bare_words():
     assert found == []
 
 
-def decisions() -> Iterator[tuple[str, ast.Match, set[str]]]:
+@cache
+def decisions() -> list[tuple[str, ast.Match, set[str]]]:
     """Every `match` on members of ENUMS: where, what, and the names of the enums."""
+    return list(_decisions())
+
+
+def _decisions() -> Iterator[tuple[str, ast.Match, set[str]]]:
     for path, tree in sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Match):

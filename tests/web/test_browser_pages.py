@@ -298,7 +298,7 @@ def test_the_form_follows_the_type_and_tells_what_will_happen_while_one_types(si
     expect(preview).to_contain_text("Every minute")
     page.get_by_text("Daily", exact=True).click()
     expect(page.get_by_label("Every")).to_be_hidden()
-    expect(preview).to_contain_text("time_of_day is required")
+    expect(preview).to_contain_text("Time of day is required")
     page.get_by_label("Time of day").fill("02:30")
     page.get_by_label("Time zone").fill("Europe/Berlin")
     expect(preview).to_contain_text("At 02:30 every day, Europe/Berlin time")

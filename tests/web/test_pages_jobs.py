@@ -480,7 +480,7 @@ def test_the_preview_tells_the_sentence_the_slots_and_what_may_surprise(viewer: 
     assert text.count("02:30 CE") == 5
     assert "the clock goes from 02:00 to 03:00" in text
     wrong = text_of(viewer.get("/jobs/preview?schedule_type=daily&time_of_day=25:00", part=True).text)
-    assert "Invalid time_of_day" in wrong
+    assert "Invalid Time of day '25:00'" in wrong
     nothing = viewer.get("/jobs/preview", part=True)
     assert nothing.status_code == 200
 
