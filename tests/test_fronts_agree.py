@@ -26,7 +26,7 @@ from kytecron.services.doctor import examine
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
 from kytecron.store import queries
-from kytecron.store.models import CronJob, CronJobDailyStat, CronWorkerRecord
+from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution, CronWorkerRecord
 from tests.command_line import CODE, CommandLine
 from tests.factories import add_job, add_worker, ago, claim_one
 from tests.pages import Visitor, make_visitor, text_of
@@ -410,7 +410,7 @@ def upcoming_by(fronts: Fronts, job: CronJob) -> set[tuple[str, ...]]:
     page = fronts.page(f"/jobs/{job.id}").split("Next slots")[1].split("</section>")[0]
     api = fronts.api(f"/jobs/{job.id}/upcoming?count=5")["slots"]
     cli = fronts.cli.json(f"jobs next-runs {job.id} --count 5")["slots"]
-    countdowns = re.findall(r'datetime="([^"]+)" data-countdown', page)
+    countdowns = re.findall(r'datetime="([^"]+)"\s+data-countdown', page)
     return {tuple(one[:19] for one in found) for found in (countdowns, api, cli)}
 
 
@@ -446,3 +446,66 @@ def test_slots_closer_than_the_usual_duration_are_warned_of_everywhere(fronts: F
         assert said in text
     assert said in fronts.cli.output(f"jobs show {job.id}")
     assert said in fronts.cli.output(f"jobs next-runs {job.id}")
+
+
+# -- runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_told_alike(fronts: Fronts) -> None:
+    job = add_job(fronts.rows, name="job of all", max_retries=0, next_run_time=ago(fronts.rows, hours=-1))
+    run = lifecycle.trigger(fronts.rows, job.id, actor=TESTER, note="by hand")
+    claim = claim_one(fronts.rows)
+    ended = Outcome(
+        Status.TIMEOUT,
+        error="ran longer than 1 minute",
+        duration_ms=64_200,
+        cpu_ms=2_345,
+        memory_peak_mb=12.34,
+        exit_code=143,
+        output="x",
+        output_bytes=1_234_567,
+    )
+    lifecycle.settle(fronts.rows, [(claim, ended)])
+    told = ["ran longer than 1 minute", "1 min 04 s", "2.3 s", "12.3 MiB at its peak", "143", "1.2 MB"]
+    told.append("a person (test): by hand")
+    page, shell = (
+        text_of(fronts.page(f"/executions/{run.id}")),
+        fronts.cli.output(f"executions show {run.id}"),
+    )
+    for said in told:
+        assert said in page
+        assert said in shell
+    answer = fronts.api(f"/executions/{run.id}")
+    assert (answer["error"], answer["duration_ms"], answer["status"]) == (told[0], 64_200, "timeout")
+    cells, row = (
+        fronts.cells("/executions")[f"execution-{run.id}"],
+        fronts.table("executions list")[str(run.id)],
+    )
+    assert cells[2] == "Timed out ran longer than 1 minute"
+    assert (row[2], row[-1]) == ("timeout", told[0])
+    assert cells[4] == row[5] == told[1]
+    assert ("Timed out" in page, words.status(answer["status"])) == (True, "Timed out")
+
+
+def test_a_row_that_stands_for_many_slots_says_how_many(fronts: Fronts) -> None:
+    job = add_job(fronts.rows, next_run_time=ago(fronts.rows, hours=-1))
+    first, last = ago(fronts.rows, hours=30), ago(fronts.rows, hours=2)
+    fronts.rows.add(
+        CronJobExecution(
+            cron_job=job.id,
+            scheduled_time=first,
+            slots_until=last,
+            slots_count=1234,
+            status="skipped",
+            skipped_reason="missed",
+            completed_at=last,
+        )
+    )
+    fronts.rows.commit()
+    (cells,) = fronts.cells("/executions").values()
+    (row,) = fronts.table("executions list").values()
+    assert "1,234 slots" in cells[3]
+    assert row[-1] == "1,234 slots. missed"
+    assert "1,234 slots" in fronts.cli.output(f"executions show {row[0]}")
+    assert "Last of 1,234 slots" in text_of(fronts.page(f"/executions/{row[0]}"))
+    assert fronts.api(f"/executions/{row[0]}")["slots_count"] == 1234

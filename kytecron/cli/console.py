@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core import ansi, diff
+from ..core import ansi, diff, words
 from ..core.choices import Source
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
@@ -197,13 +197,7 @@ def moment(value: datetime) -> str:
 
 def duration(milliseconds: float | None) -> str | None:
     """How long something took."""
-    if milliseconds is None:
-        return None
-    seconds = milliseconds / 1000
-    if seconds < 60:
-        return f"{seconds:.3g} s" if seconds >= 1 else f"{milliseconds:.0f} ms"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+    return None if milliseconds is None else words.duration(milliseconds)
 
 
 def on_terminal() -> bool:

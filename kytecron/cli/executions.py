@@ -12,10 +12,10 @@ from ..services import lifecycle
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import ExecutionDetail, ExecutionFilter
+from ..views import runs
 from . import console, shapes
 from .console import ID, MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say
 from .jobs import ending, manager
-from .shapes import Shape
 
 FOLLOW_STEP = 0.2
 
@@ -51,25 +51,22 @@ def list_executions(
         everything,
     )
     items = [shapes.execution(row.execution, row.job_name) for row in page.items]
-    console.print_page(Page(items, page.next), as_json, _show_executions)
+    console.print_page(Page(items, page.next), as_json, lambda _: _show_executions(runs.views(page.items)))
 
 
-def _slots(count: int) -> str:
-    return f"{count:,} slots. " if count > 1 else ""
-
-
-def _show_executions(found: list[Shape]) -> None:
+def _show_executions(found: list[runs.RunView]) -> None:
     rows = [
         (
-            run["id"],
-            run["job_name"],
-            run["status"],
-            run["scheduled_time"],
-            run["started_at"],
-            console.duration(run["duration_ms"]),
-            run["retry_count"],
-            run["locked_by"],
-            _slots(run["slots_count"]) + (run["error"] or run["skipped_reason"] or run["waiting_for"] or ""),
+            *(
+                run.id,
+                run.job_name,
+                run.status,
+                run.scheduled_time,
+                run.started_at,
+                run.took,
+                run.attempt - 1,
+            ),
+            *(run.worker, ". ".join(text for text in (run.slots, run.cause) if text)),
         )
         for run in found
     ]
@@ -87,39 +84,36 @@ def show(execution: int, as_json: bool) -> None:
         console.print_json(shapes.execution_detail(found))
         return
     run, job = found.execution, found.job
+    view = runs.view(run, job.name if job else "")
     console.facts(
         {
             "id": run.id,
             "job": f"{job.name} ({job.id})" if job else run.cron_job,
             "status": run.status,
-            "why": run.error or run.skipped_reason or run.waiting_for,
+            "why": view.cause,
             "slot": run.scheduled_time,
-            **({"slots": run.slots_count, "last slot": run.slots_until} if run.slots_count > 1 else {}),
-            "origin": run.origin + (f", by {run.triggered_by}" if run.triggered_by else ""),
-            "note": run.note,
-            "attempt": run.retry_count + 1,
+            **({"slots": view.slots, "last slot": view.slots_until} if view.slots else {}),
+            "started by": view.origin,
+            "attempt": view.attempt,
             "due": run.due_time,
             "started": run.started_at,
             "completed": run.completed_at,
-            "took": console.duration(run.duration_ms),
-            "progress": _progress(run.progress_percent, run.progress_note),
-            "memory": f"{run.memory_peak_mb:.0f} MiB" if run.memory_peak_mb else None,
-            "exit code": run.exit_code,
-            "version": run.version,
+            "took": view.took,
+            "progress": view.progress,
+            "memory": view.memory,
+            "cpu time": view.cpu,
+            "exit code": view.exit_code,
+            "version": view.version_text,
             "worker": run.locked_by,
             "parameters": run.parameters,
             "result": run.result,
-            "output": f"{run.output_bytes:,} bytes",
+            "output": view.output,
         }
     )
     if run.stack_trace:
         say()
         console.print_output(run.stack_trace.rstrip("\n") + "\n")
     _show_attempts(found)
-
-
-def _progress(percent: float | None, text: str | None) -> str | None:
-    return None if percent is None else f"{percent:g} % {text or ''}".rstrip()
 
 
 def _show_attempts(found: ExecutionDetail) -> None:

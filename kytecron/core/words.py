@@ -1,4 +1,4 @@
-"""How values read to people: durations, numbers of things. The same on pages, in the API and on the command line."""
+"""How values read to people, on pages, in the API and on the command line: durations, sizes, numbers, statuses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,18 @@ from datetime import UTC, datetime
 
 from .errors import Invalid
 from .schedule import zone
+from .states import Status
+
+STATUSES: dict[str, str] = {
+    Status.PENDING: "Pending",
+    Status.RUNNING: "Running",
+    Status.COMPLETED: "Completed",
+    Status.FAILED: "Failed",
+    Status.TIMEOUT: "Timed out",
+    Status.LOST: "Lost",
+    Status.CANCELLED: "Cancelled",
+    Status.SKIPPED: "Skipped",
+}
 
 
 def duration(milliseconds: float) -> str:
@@ -35,6 +47,23 @@ def beside(total: int, attempts: int, recovered: int, skipped: int) -> str:
         f"{skipped:,} skipped": skipped,
     }
     return ", ".join(said for said, number in told.items() if number)
+
+
+def size(number: int) -> str:
+    """Return a number of bytes: `21 bytes`, `1.2 kB`, `10.0 MB`."""
+    if number < 1000:
+        return count(number, "byte")
+    value = number / 1000
+    for unit in ("kB", "MB", "GB"):
+        if value < 999.95:  # what rounds to 1000.0 is one of the next unit
+            return f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+def status(word: str) -> str:
+    """Return a run's status as a label; a word that is none of them as it is written."""
+    return STATUSES.get(word, word.replace("_", " ").capitalize())
 
 
 def percent(rate: float | None) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from ..config import Settings, unknown_variables
 from ..core.errors import Conflict, Invalid
 from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
+from ..core.words import count
 from ..store import db, dialects, figures, locks, queries, schema
 from ..store.models import CronWorkerRecord
 from . import lifecycle, probes, recount, registry, secrets, slots, upgrading
@@ -216,7 +217,7 @@ def _time_zones(alive: list[CronWorkerRecord]) -> Iterator[Finding]:
 def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
     overdue = figures.counters(session, db.now(session)).overdue
     if not alive:
-        waiting = f" and {_number(overdue, 'run')} overdue" if overdue else ""
+        waiting = f" and {count(overdue, 'run')} overdue" if overdue else ""
         verdict: Verdict = "problem" if overdue else "warning"
         yield Finding("workers", verdict, f"No worker is alive{waiting}", "Start one: python worker.py")
         return
@@ -228,11 +229,11 @@ def _workers(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Findin
         yield Finding(
             "workers",
             "warning",
-            f"{_number(len(alive), 'worker')} alive, and {_number(overdue, 'run')} due for more than a minute",
+            f"{count(len(alive), 'worker')} alive, and {count(overdue, 'run')} due for more than a minute",
             "Start more workers or raise KYTECRON_CONCURRENCY; a job with a worker_tag needs a worker with that tag",
         )
     else:
-        yield Finding("workers", "ok", f"{_number(len(alive), 'worker')} alive")
+        yield Finding("workers", "ok", f"{count(len(alive), 'worker')} alive")
 
 
 def _due_slots(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Finding]:
@@ -245,7 +246,7 @@ def _due_slots(session: Session, alive: list[CronWorkerRecord]) -> Iterator[Find
     late = in_words((db.now(session) - oldest.next_run_time).total_seconds())
     detail = f'The slot of job {oldest.id} "{oldest.name}" has been due for {late} and workers pass over it'
     if len(passed_over) > 1:
-        detail += f"; so are those of {_number(len(passed_over) - 1, 'other job')}"
+        detail += f"; so are those of {count(len(passed_over) - 1, 'other job')}"
     if locks.job_is_locked(session, oldest.id):
         held = ", ".join(locks.holders(session)) or "the database does not say by whom"
         yield Finding("slots", "problem", f"{detail}. Its row is locked: {held}", "End that transaction")
@@ -274,11 +275,11 @@ def _next_slots(session: Session, alive: list[CronWorkerRecord], fix: bool) -> I
         yield Finding("next slots", "ok", "Every next slot is the one that its schedule names")
         return
     if fix:
-        yield Finding("next slots", "fixed", f"{_number(_replan(session), 'job')} planned anew")
+        yield Finding("next slots", "fixed", f"{count(_replan(session), 'job')} planned anew")
         return
     job, wanted = wrong[0]
     detail = (
-        f"{_number(len(wrong), 'job')} with a next slot that the schedule does not name, such as job {job.id} "
+        f"{count(len(wrong), 'job')} with a next slot that the schedule does not name, such as job {job.id} "
         f'"{job.name}": {job.next_run_time:%Y-%m-%d %H:%M:%S} UTC instead of {wanted:%Y-%m-%d %H:%M:%S} UTC'
     )
     verdict: Verdict = "problem" if later else "warning"
@@ -318,13 +319,13 @@ def _leases(session: Session, fix: bool) -> Iterator[Finding]:
         yield Finding("leases", "ok", "No run is held under a lease that has ended")
     elif fix:
         yield Finding(
-            "leases", "fixed", f"{_number(_reap(session), 'run')} ended as lost; the retry rule applies"
+            "leases", "fixed", f"{count(_reap(session), 'run')} ended as lost; the retry rule applies"
         )
     else:
         yield Finding(
             "leases",
             "problem",
-            f"{_number(stale, 'run')} held under a lease that has ended: the workers vanished",
+            f"{count(stale, 'run')} held under a lease that has ended: the workers vanished",
             "Any living worker ends them within seconds; without one, --fix does",
         )
 
@@ -345,19 +346,19 @@ def _references(session: Session, actor: Actor, fix: bool) -> Iterator[Finding]:
     if not wrong:
         yield Finding("references", "ok", "Every stored source counts the versions that point at it")
     elif fix:
-        yield Finding("references", "fixed", f"{_number(len(wrong), 'reference count')} set right")
+        yield Finding("references", "fixed", f"{count(len(wrong), 'reference count')} set right")
     else:
         first = wrong[0]
         yield Finding(
             "references",
             "problem",
-            f"{_number(len(wrong), 'reference count')} wrong, such as {first.content_hash[:12]}: "
+            f"{count(len(wrong), 'reference count')} wrong, such as {first.content_hash[:12]}: "
             f"{first.recorded} recorded, {first.counted} counted",
             "Repair with --fix",
         )
     orphaned = control.orphaned()
     if orphaned:
-        detail = f"{_number(len(orphaned), 'stored source')} without a version, left by changes made by hand"
+        detail = f"{count(len(orphaned), 'stored source')} without a version, left by changes made by hand"
         yield Finding("references", "warning", detail)
 
 
@@ -380,16 +381,16 @@ def _figures(session: Session, fix: bool) -> Iterator[Finding]:
         compared += 1
         if found := recount.recount_job(session, job_id) if fix else recount.compare(session, job_id):
             wrong[job_id] = found
-    whose = f"{_number(compared, 'job')}" + (f" of {len(jobs)}" if compared < len(jobs) else "")
+    whose = f"{count(compared, 'job')}" + (f" of {len(jobs)}" if compared < len(jobs) else "")
     if uncounted and not fix:
-        detail = f"The runs of {_number(uncounted, 'job')} are not counted into chains yet"
+        detail = f"The runs of {count(uncounted, 'job')} are not counted into chains yet"
         yield Finding(
             "figures", "warning", detail, "A worker does this within minutes of an upgrade; --fix does it now"
         )
     if not wrong:
         yield Finding("figures", "ok", f"The figures of {whose} are what the kept runs come to")
     elif fix:
-        yield Finding("figures", "fixed", f"The runs of {_number(len(wrong), 'job')} were counted again")
+        yield Finding("figures", "fixed", f"The runs of {count(len(wrong), 'job')} were counted again")
     else:
         job_id, found = min(wrong.items())
         more = len(found) - MOST_TOLD
@@ -397,11 +398,7 @@ def _figures(session: Session, fix: bool) -> Iterator[Finding]:
         yield Finding(
             "figures",
             "problem",
-            f"{_number(len(wrong), 'job')} with other figures than the runs come to (compared: {whose}), such as "
+            f"{count(len(wrong), 'job')} with other figures than the runs come to (compared: {whose}), such as "
             f"job {job_id}: {told}",
             "Changes in SQL do this; --fix counts all jobs again",
         )
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -20,6 +20,7 @@ from ..core.dependencies import ParentState, Waiting
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import in_words, tzdata_order
 from ..core.states import ENDED, FINAL, Origin, Status
+from ..core.words import count
 from ..store import db, locks, queries
 from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
@@ -253,16 +254,16 @@ class _Look:
         able = [one for one in self._alive() if _takes(one, run.worker_tag)]
         working = [one for one in able if not one.draining]
         if not working:
-            text = f"{due}; {_count(len(able), 'living worker')} could take it, but shut down"
+            text = f"{due}; {count(len(able), 'living worker')} could take it, but shut down"
             return Reason("draining", text, run.due_time)
         if all(registry.hinders(one, self.job.id) for one in working):
             first, *others = working
-            also = f" and {_count(len(others), 'other')}" if others else ""
+            also = f" and {count(len(others), 'other')}" if others else ""
             text = f"{due}; worker {first.worker_id}{also} cannot start it: {first.trouble}"
             return Reason("trouble", text, first.trouble_since)
         if not self._free(working):
             slots_ = sum(one.slots for one in working)
-            text = f"{due}; all {slots_} slots of {_count(len(working), 'living worker')} are busy"
+            text = f"{due}; all {slots_} slots of {count(len(working), 'living worker')} are busy"
             return Reason("busy", f"{text}, and {self._before(run, working)} due before it", run.due_time)
         if self.now - run.due_time > PATIENCE:
             names = ", ".join(one.worker_id for one in working[:3])
@@ -292,7 +293,7 @@ class _Look:
         )
         number = self.session.scalar(sa.select(sa.func.count()).select_from(earlier)) or 0
         return (
-            f"at least {COUNTED} runs are" if number == COUNTED else f"{_count(number, 'run')} {_are(number)}"
+            f"at least {COUNTED} runs are" if number == COUNTED else f"{count(number, 'run')} {_are(number)}"
         )
 
     # -- workers ---------------------------------------------------------------------------------------------
@@ -308,7 +309,9 @@ class _Look:
         if not alive:
             return Reason("no_worker", f"No worker is alive. {self._last_seen()}", since)
         if not any(_takes(one, tag) for one in alive):
-            text = f'It needs a worker with the tag "{tag}"; none of {_count(len(alive), "living worker")} has it'
+            text = (
+                f'It needs a worker with the tag "{tag}"; none of {count(len(alive), "living worker")} has it'
+            )
             return Reason("worker_tag", text, since)
         return None
 
@@ -478,10 +481,6 @@ def _plain(text: str) -> str:
 
 def _time(instant: datetime) -> str:
     return f"{instant:%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _are(number: int) -> str:

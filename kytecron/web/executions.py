@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import diff
+from ..core import words as labels
 from ..core.ansi import advance
 from ..core.errors import NotFound, Unreadable
 from ..core.states import ACTIVE, UNSUCCESSFUL, Status
@@ -22,7 +23,8 @@ from ..services.versions import read_job
 from ..store import db, queries
 from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
-from . import access, words
+from ..views import runs
+from . import access
 from .access import needs
 from .ansi import markup, overwrites
 from .listing import DiffRow, diff_rows, is_unchanged, trace
@@ -36,7 +38,7 @@ SHOWN_LOG = 2_000_000
 """Characters of output that a page shows. When there is more, the beginning goes; all of it can be downloaded."""
 KEPT_LOG = 500_000
 """Characters that stay when the beginning goes."""
-STATUSES = [(str(status), str(status).capitalize()) for status in Status] + [("unsuccessful", "Unsuccessful")]
+STATUSES = [*labels.STATUSES.items(), ("unsuccessful", "Unsuccessful")]
 
 
 # -- lists ---------------------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def _list(template: str, job: CronJob | None) -> Response:
         "executions/_list.html",
         job=job,
         tab="executions",
-        rows=found.items,
+        rows=runs.views(found.items),
         next_cursor=found.next,
         cursor=cursor,
         filters={name: value for name, value in asked.items() if value},
@@ -147,7 +149,7 @@ def show(execution_id: int) -> Response:
         "retry_waits": any(one.status == Status.PENDING and one.is_retry for one in detail.attempts),
         "now": db.now(session),
         "why": _why(session, detail),
-        "ORIGINS": words.ORIGINS,
+        "view": runs.view(run, detail.job.name if detail.job else ""),
     }
     if not wants_part():
         code = _code(session, run)

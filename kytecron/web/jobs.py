@@ -14,15 +14,17 @@ from markupsafe import Markup
 from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..core import words as labels
 from ..core.errors import Invalid
 from ..core.facts import facts
-from ..core.states import Status
+from ..core.states import FINAL
 from ..services import deadletters, versions, why
 from ..services.jobs import CronJobManager
 from ..services.versions import read_job
 from ..store import db, figures, queries
 from ..store.models import CronJob
 from ..views import jobs as views
+from ..views import runs
 from . import access, words
 from .access import needs
 from .bounds import LONG, takes
@@ -48,15 +50,10 @@ STATUSES = [
     ("failing", "Failing"),
     ("skipping", "Skipping"),
 ]
-ENDINGS = {
-    Status.COMPLETED: "Completed",
-    Status.FAILED: "Failed",
-    Status.TIMEOUT: "Timed out",
-    Status.LOST: "Lost",
-    Status.CANCELLED: "Cancelled",
-    Status.SKIPPED: "Skipped",
-}
-RESULTS = [*ENDINGS.items(), ("never", "Never ran")]
+RESULTS = [
+    *((status, label) for status, label in labels.STATUSES.items() if status in FINAL),
+    ("never", "Never ran"),
+]
 
 
 # -- the list ------------------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def show(job_id: int) -> Response:
         job=job,
         view=views.view(job),
         tab="overview",
-        recent=recent.items,
+        recent=runs.views(recent.items),
         more=recent.next is not None,
         statistics=statistics,
         columns=_columns(statistics.days),

@@ -9,12 +9,13 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from ..core.fields import FIELDS
-from ..core.states import Origin
 from ..core.words import clock as clock
 from ..core.words import duration as duration
 from ..core.words import in_zone as in_zone
 from ..core.words import percent as percent
 from ..core.words import rate_tone as rate_tone
+from ..core.words import size as size
+from ..core.words import status as status
 from ..services import endings, why
 from ..services.upcoming import schedule_in_words as schedule  # noqa: F401
 from ..views.jobs import beside as beside
@@ -25,13 +26,6 @@ from ..views.jobs import tags as tags
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
 BARS = 30
 SCHEDULE_TYPES = FIELDS["schedule_type"].choices
-ORIGINS = {
-    Origin.SCHEDULE: "schedule",
-    Origin.MANUAL: "a person",
-    Origin.TRIGGER: "parents",
-    Origin.BACKFILL: "backfill",
-    Origin.RERUN: "a person, again",
-}
 
 
 def standing(found: why.Why) -> str:

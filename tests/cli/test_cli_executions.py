@@ -64,7 +64,7 @@ def test_an_execution_shows_how_it_ended_and_every_attempt(cli: CommandLine, row
     (retry,) = lifecycle.claim(rows, WORKER, (), 1, 60.0)
     end(rows, retry.claim, result={"rows": 3})
     shown = cli.output("executions show", first)
-    assert "why        no answer" in shown
+    assert "why         no answer" in shown
     assert "OSError" in shown
     assert [line.split()[1:3] for line in shown.splitlines()[-2:]] == [["1", "failed"], ["2", "completed"]]
     assert cli.json("executions show", retry.claim.execution_id)["result"] == {"rows": 3}
@@ -120,7 +120,7 @@ def test_following_a_run_that_has_ended_ends_at_once_and_says_how(
     execution = end(rows, start(rows, job), output="hello\n")
     result = cli("executions log --follow", execution)
     assert result.stdout == "hello\n"
-    assert without_database(result.stderr) == f"Execution {execution} completed after 1.23 s\n"
+    assert without_database(result.stderr) == f"Execution {execution} completed after 1.2 s\n"
 
 
 def test_a_pending_run_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(

@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Dialog, Page, expect
 from pygments.token import STANDARD_TYPES
 from werkzeug.serving import make_server
 
+from kytecron.core import words
 from kytecron.core.states import Status
 
 PACKAGE = Path(__file__).resolve().parents[2] / "kytecron"
@@ -265,6 +266,7 @@ def make_app() -> Flask:
         "asset_version": "test",
         "once_key": lambda: "once",
         "seen": lambda value: value,
+        "words": words,
     }
     CSRFProtect(app)
     app.after_request(lambda answer: (answer.headers.set("Content-Security-Policy", POLICY), answer)[1])
