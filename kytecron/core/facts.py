@@ -51,6 +51,7 @@ def _rows(job: Any, group: Group) -> list[tuple[str, str]]:
         return [NO_CHANNEL]
     told = [one for one in in_group(group) if one.name not in SAID_BY_THE_PAGE | SAID_WITH_ANOTHER]
     told = [one for one in told if not one.schedules]  # the schedule is a sentence of its own
+    told.sort(key=lambda one: one.rare)
     return [(one.label, _said(job, one)) for one in told if _is_worth_telling(job, one)]
 
 
@@ -124,8 +125,8 @@ def retries(job: Any) -> str:
 
 
 def _failures(job: Any) -> str:
-    if not job.notify_on_failure:
-        return "no"
+    if not job.notify_on_failure or job.notify_after_failures == 1:
+        return "yes" if job.notify_on_failure else "no"
     return f"after {words.count(job.notify_after_failures, 'failure')} in a row"
 
 
