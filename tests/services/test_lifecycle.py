@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid
+from kytecron.core.fields import Reader, read_by
 from kytecron.core.states import Claim, Origin, Outcome, Status
 from kytecron.services import lifecycle
 from kytecron.services.audit import Actor
@@ -183,6 +184,15 @@ def test_overlap_replace_stops_the_old_run_and_starts_the_new_one_after_it(sessi
     assert "replaced by a newer run" in stop.reason
     lifecycle.settle(session, [(claim, Outcome(Status.CANCELLED, error="replaced"))])
     assert claim_one(session).execution_id == runs_of(session, job)[1].id
+
+
+def test_a_claimed_run_takes_along_the_settings_that_its_process_is_told(session: Session) -> None:
+    job = add_job(session, timeout_seconds=77, memory_limit_mb=512, on_lost_contact="continue")
+    lifecycle.enqueue_due(session)
+    (run,) = lifecycle.claim(session, WORKER, (), 1, LEASE)
+    assert run.settings == {name: getattr(job, name) for name in read_by(Reader.CLAIMS)}
+    assert run.continues_without_contact
+    assert run.settings["memory_limit_mb"] == 512
 
 
 # -- claims and leases -----------------------------------------------------------------------------------------
