@@ -509,3 +509,21 @@ def test_a_row_that_stands_for_many_slots_says_how_many(fronts: Fronts) -> None:
     assert "1,234 slots" in fronts.cli.output(f"executions show {row[0]}")
     assert "Last of 1,234 slots" in text_of(fronts.page(f"/executions/{row[0]}"))
     assert fronts.api(f"/executions/{row[0]}")["slots_count"] == 1234
+
+
+def test_a_lock_whose_lease_has_ended_is_stale_everywhere(fronts: Fronts) -> None:
+    add_job(fronts.rows, name="kept")
+    add_job(fronts.rows, name="left")
+    lifecycle.enqueue_due(fronts.rows)
+    claim_one(fronts.rows, "one:1:a")
+    left = claim_one(fronts.rows, "one:1:a", lease=-5).execution_id
+    api = {one["execution_id"] for one in fronts.api("/locks")["items"] if one["stale"]}
+    page = {
+        int(row.removeprefix("lock-"))
+        for row, cells in fronts.cells("/workers").items()
+        if cells[3] == "ended"
+    }
+    table = {int(row[0]) for row in fronts.table("locks list").values() if row[-1].endswith("stale")}
+    figures = {fronts.metrics()["kytecron_leases_stale"], float(fronts.api("/stats")["stale_locks"])}
+    assert (api, page, table, figures) == ({left}, {left}, {left}, {1.0})
+    assert fronts.cli.json("locks list")["items"] == fronts.api("/locks")["items"]

@@ -10,7 +10,7 @@ from ..services import lifecycle
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import AuditFilter, ExecutionRow
-from ..views import standing, workers
+from ..views import runs, standing, workers
 from . import openapi, shapes
 from .executions import execution_detail
 from .inputs import AuditQuery, ListQuery, WorkersQuery
@@ -76,16 +76,5 @@ def read_docs(call: Call) -> Response:
 
 
 def _locks(found: Page[ExecutionRow], now: datetime) -> shapes.Page[shapes.Lock]:
-    items = [
-        shapes.Lock(
-            execution_id=row.execution.id,
-            job_id=row.execution.cron_job,
-            job_name=row.job_name,
-            locked_by=row.execution.locked_by,
-            locked_at=row.execution.locked_at,
-            locked_until=row.execution.locked_until,
-            stale=row.execution.locked_until is not None and row.execution.locked_until < now,
-        )
-        for row in found.items
-    ]
+    items = [shapes.Lock(**one.for_programs()) for one in runs.locks(found.items, now)]
     return shapes.Page[shapes.Lock](items=items, next_cursor=found.next)

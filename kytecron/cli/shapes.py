@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..core import diff
@@ -15,7 +14,7 @@ from ..store.models import (
     CronUser,
     KyteCronJobVersion,
 )
-from ..store.queries import ExecutionDetail, ExecutionRow
+from ..store.queries import ExecutionDetail
 from ..views import jobs
 from ..views.standing import Standing
 
@@ -49,18 +48,6 @@ def execution_detail(found: ExecutionDetail) -> Shape:
         "stack_trace": found.execution.stack_trace,
         "result": found.execution.result,
         "attempts": [_values(row, ATTEMPT) for row in found.attempts],
-    }
-
-
-def lock(row: ExecutionRow, now: datetime) -> Shape:
-    """A run under the lease of a worker."""
-    held = row.execution
-    return {
-        "execution_id": held.id,
-        "job_id": held.cron_job,
-        "job_name": row.job_name,
-        **_values(held, ("locked_by", "locked_at", "locked_until")),
-        "stale": held.locked_until is not None and held.locked_until < now,
     }
 
 

@@ -18,6 +18,7 @@ from ..store import db as database
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import ExecutionRow, JobFilter
+from ..views import runs
 from ..views import workers as views
 from ..views.standing import Standing, standing
 from . import console, shapes
@@ -66,7 +67,9 @@ def _stale() -> Reader:
 def _print_locks(read: Reader, limit: int, cursor: str | None, everything: bool, as_json: bool) -> None:
     page = console.read_pages(read, limit, cursor, everything)
     now = database.now(console.database())
-    console.print_page(Page([shapes.lock(row, now) for row in page.items], page.next), as_json, _show_locks)
+    console.print_page(
+        Page([one.for_programs() for one in runs.locks(page.items, now)], page.next), as_json, _show_locks
+    )
 
 
 def _show_locks(found: list[Shape]) -> None:
@@ -130,7 +133,8 @@ def lock_stats(hours: int, as_json: bool) -> None:
     """Show who holds how much, and how workers got in each other's way."""
     session = console.database()
     now = database.now(session)
-    held = [shapes.lock(row, now) for row in console.read_pages(_running(), 1, None, True).items]
+    running = console.read_pages(_running(), 1, None, True).items
+    held = [one.for_programs() for one in runs.locks(running, now)]
     found = _lock_stats(held, queries.workers(session, now - timedelta(hours=hours)))
     if as_json:
         console.print_json(found)

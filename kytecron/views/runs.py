@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ..core import words
 from ..core.states import Origin
@@ -103,6 +104,48 @@ def cause(run: CronJobExecution) -> str | None:
     if run.error or run.skipped_reason:
         return run.error or run.skipped_reason
     return f"waits for {run.waiting_for}" if run.waiting_for else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockView:
+    """A run under the lease of a worker."""
+
+    execution_id: int
+    job_id: int
+    job_name: str
+    locked_by: str | None
+    locked_at: datetime | None
+    locked_until: datetime | None
+    stale: bool
+    """The lease has ended: the worker vanished."""
+    started_at: datetime | None
+    asked_to_stop: bool
+
+    def for_programs(self) -> dict[str, Any]:
+        """Return what programs are told, by the names that the JSON API has for it."""
+        return {name: getattr(self, name) for name in LOCK}
+
+
+LOCK = ("execution_id", "job_id", "job_name", "locked_by", "locked_at", "locked_until", "stale")
+
+
+def locks(rows: Iterable[ExecutionRow], now: datetime) -> list[LockView]:
+    """Return what is told of runs that workers hold, in their order."""
+    return [_lock(row.execution, row.job_name, now) for row in rows]
+
+
+def _lock(run: CronJobExecution, job_name: str, now: datetime) -> LockView:
+    return LockView(
+        execution_id=run.id,
+        job_id=run.cron_job,
+        job_name=job_name,
+        locked_by=run.locked_by,
+        locked_at=run.locked_at,
+        locked_until=run.locked_until,
+        stale=run.locked_until is not None and run.locked_until < now,
+        started_at=run.started_at,
+        asked_to_stop=run.release_reason is not None,
+    )
 
 
 def _version(run: CronJobExecution) -> str:

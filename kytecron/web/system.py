@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core.states import Status
 from ..services import deadletters, lifecycle, versions
 from ..store import db, queries
+from ..views import runs
 from ..views import workers as views
 from . import access
 from .access import needs
@@ -54,8 +55,7 @@ def workers() -> Response:
         "system/workers.html",
         "system/_workers.html",
         workers=views.workers(session, now),
-        running=queries.running(session, limit=100),
-        now=now,
+        locks=runs.locks(queries.running(session, limit=100).items, now),
     )
 
 
