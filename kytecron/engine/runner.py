@@ -89,9 +89,13 @@ BURIAL_SECONDS = 0.002
 """How often is looked whether all that a dead fork server left behind is gone."""
 
 CALLERS_AT_ONCE = 4
+"""Jobs that come back after they have closed their channel, let in at one time."""
+
 MOST_EARLY = 16
 """Callers that are kept whose run may not have been told of yet."""
-"""Jobs that come back after they have closed their channel, let in at one time."""
+
+DOOR_BACKLOG = 64
+"""Callers that may wait at the door."""
 
 
 @dataclass(slots=True)
@@ -605,6 +609,10 @@ class Runner:
     def _outcome(self, run: Run, ending: Callable[[], Outcome]) -> Outcome:
         """All processes of the run are gone, so what its channels still hold is all that there will be."""
         self._read_control(run, READ)
+        if run.report is None:
+            # It may have come back by the door a moment before it ended, only to say how.
+            self._answer_door(DOOR_BACKLOG)
+            self._read_control(run, READ)
         self._read_output(run, FINAL_READ)
         run.output.finish()
         outcome = ending()
@@ -738,7 +746,12 @@ class Runner:
             if self._server is not None:
                 self._hear(self._server)  # who comes may have started a moment ago
         self._act_on_news()
-        for _ in range(CALLERS_AT_ONCE):
+        self._answer_door(CALLERS_AT_ONCE)
+
+    def _answer_door(self, most: int) -> None:
+        if self._door is None:
+            return
+        for _ in range(most):
             try:
                 caller = self._door.accept()[0]
             except OSError:  # no more of them, or no descriptors
@@ -778,7 +791,7 @@ def _open_door() -> tuple[socket.socket | None, str]:
     door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     door.setblocking(False)
     door.bind(f"\0{name}")
-    door.listen(64)
+    door.listen(DOOR_BACKLOG)
     return door, name
 
 

@@ -218,6 +218,13 @@ def test_a_job_that_closes_all_descriptors_talks_to_its_worker_as_before(runs: R
     assert runs.of(Progressed, execution_id)[-1].note == "after"
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_job_that_comes_back_only_to_say_how_it_ended_is_heard(runs: Runs, first: int) -> None:
+    for number in range(5):
+        outcome = runs.run(f"os.closerange({first}, 5000)\nreturn {number}")
+        assert (outcome.status, outcome.result) == (Status.COMPLETED, number), outcome.error
+
+
 def test_a_job_that_comes_back_before_its_start_was_told_is_let_in_when_it_is(runs: Runs) -> None:
     body = """
     while not os.path.exists("../../go"): time.sleep(0.005)
