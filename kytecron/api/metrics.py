@@ -118,7 +118,7 @@ def _executions(vitals: figures.Vitals, today: dict[str, int]) -> Iterator[Metri
         today,
     )
     yield GaugeMetricFamily("kytecron_executions_running", "Executions that run now", vitals.running)
-    pending = {"due": vitals.due, "later": vitals.later, "held": vitals.held}
+    pending = {"due": vitals.due, "later": vitals.later, "held": vitals.waiting}
     yield _by(
         "kytecron_executions_pending",
         "Executions that wait: may start now, have a time to come, wait for other executions",

@@ -441,6 +441,8 @@ class Runner:
             with run.child_ends() as fds:
                 self._send(run, told)
                 server.order(START, run.id, (seconds, lease, self._grace), fds)
+        except ConnectionError:
+            server.unstarted.add(run.id)  # its socket tells of its death, and of what it died
         except (OSError, MemoryError):
             self._forget(run)
             raise

@@ -102,7 +102,7 @@ class Server:
         self.ready = False
         """It has said that it takes orders: from then on a process may have been made of a run."""
         self.unstarted: set[int] = set()
-        """Runs whose start it was never told of, known once it is buried."""
+        """Runs whose start it was never told of; all of them are known once it is buried."""
         self._asked = False
         self.silence = 0.0
         """Seconds for which it has owed an answer."""

@@ -50,7 +50,7 @@ ENQUEUE_BATCH = 100
 FLUSH_SECONDS = 0.4
 """Output reaches the database this long after it was printed, at most."""
 PATROL_SECONDS = 1.0
-"""How often a worker looks for leases that ended, workers that are gone, held runs and jobs without a slot."""
+"""How often a worker looks for leases that ended, workers that are gone, waiting runs and jobs without a slot."""
 OUTAGE_PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)
 SETTLE_PAUSE_SECONDS = 1.0
 """How long results that could not be written wait for their next try."""
@@ -72,7 +72,7 @@ OUTAGE = "outage"
 
 @dataclass(slots=True)
 class _Run:
-    """A run this worker holds."""
+    """A run leased to this worker."""
 
     run: ClaimedRun
     seq: int = 0
@@ -254,7 +254,7 @@ class CronWorker:
         if self._runs:
             until += [self._timers.renew, self._timers.flush]
         if self._ended:
-            soonest = min(held.settle_at for held, _ in self._ended)
+            soonest = min(leased.settle_at for leased, _ in self._ended)
             until.append(max(self._timers.settle, soonest))
         if self._outage_since is not None:
             until = [now + OUTAGE_PAUSES[min(self._failures, len(OUTAGE_PAUSES) - 1)]]
@@ -272,21 +272,21 @@ class CronWorker:
     def _collect(self) -> None:
         refused: str | None = None
         for event in self.runner.collect():
-            held = self._runs.get(event.execution_id)
-            if held is None:
+            leased = self._runs.get(event.execution_id)
+            if leased is None:
                 continue  # dropped meanwhile
             match event:
                 case Started(started_at=moment):
-                    self.statistics.started((moment - self._skew - held.run.due_time).total_seconds())
+                    self.statistics.started((moment - self._skew - leased.run.due_time).total_seconds())
                     self._shortage.started(time.monotonic())
                 case Progressed(percent=percent, note=note):
-                    held.progress = (percent, note)
+                    leased.progress = (percent, note)
                 case Call():
-                    self._answer(event, held)
+                    self._answer(event, leased)
                 case Ended(outcome=outcome):
-                    self._take_ending(held, outcome)
+                    self._take_ending(leased, outcome)
                 case Refused(reason=refused):
-                    self._give_back(held)
+                    self._give_back(leased)
         if refused is not None:
             self._note_shortage(refused)
 
@@ -294,22 +294,22 @@ class CronWorker:
         log.warning("a run is given back, nothing is claimed for a while: %s", reason)
         self._shortage.refused(reason, self._running(), time.monotonic())
 
-    def _take_ending(self, held: _Run, outcome: Outcome) -> None:
-        execution_id = held.run.claim.execution_id
-        if outcome.status is Status.LOST and not outcome.interrupted and not held.released:
+    def _take_ending(self, leased: _Run, outcome: Outcome) -> None:
+        execution_id = leased.run.claim.execution_id
+        if outcome.status is Status.LOST and not outcome.interrupted and not leased.released:
             # The lease ran out here: the row belongs to whoever judges it, this worker writes nothing.
-            log.warning("%s", outcome.error, extra=_keys(held.run))
+            log.warning("%s", outcome.error, extra=_keys(leased.run))
             self.statistics.leases_expired += 1
-            self._given_up.add(held.run.claim)
+            self._given_up.add(leased.run.claim)
             del self._runs[execution_id]
             return
-        self._ended.append((held, outcome))
+        self._ended.append((leased, outcome))
 
-    def _answer(self, call: Call, held: _Run) -> None:
+    def _answer(self, call: Call, leased: _Run) -> None:
         result: Any = None
         problem: str | None = None
         try:
-            caller = jobapi.Caller(held.run.claim.job_id, held.run.job_name, call.mask)
+            caller = jobapi.Caller(leased.run.claim.job_id, leased.run.job_name, call.mask)
             result = jobapi.answer_call(self.session, caller, call.method, call.arguments)
         except KytecronError as error:
             problem = error.message
@@ -344,7 +344,7 @@ class CronWorker:
     def _settle_one_by_one(self, batch: list[_Ending]) -> None:
         """One result that cannot be written must not keep the others from being written."""
         for ending in batch:
-            held, outcome = ending
+            leased, outcome = ending
             with self._database("settle one result") as attempt:
                 self._bring([ending])
             if attempt.failed is None:
@@ -353,33 +353,33 @@ class CronWorker:
             if db.is_outage(attempt.failed) or db.is_row_conflict(attempt.failed):
                 self._ended.append(ending)
                 return  # this took its time, and leases are to be renewed
-            held.pieces.clear()  # it may have been these
-            self._ended.append((held, _unstorable(outcome, attempt.failed)))
+            leased.pieces.clear()  # it may have been these
+            self._ended.append((leased, _unstorable(outcome, attempt.failed)))
 
     def _bring(self, batch: list[_Ending]) -> None:
         """Write results, and forget the runs; what somebody has locked comes again in a moment."""
-        unstored = [Progress(held.run.claim, held.pieces) for held, _ in batch if held.pieces]
+        unstored = [Progress(leased.run.claim, leased.pieces) for leased, _ in batch if leased.pieces]
         if unstored:
             busy = lifecycle.append_output(self.session, unstored).busy
             for report in unstored:
                 if report.claim.execution_id not in busy:
                     report.pieces.clear()
         settled = lifecycle.settle(
-            self.session, [(held.run.claim, outcome) for held, outcome in batch if not held.pieces]
+            self.session, [(leased.run.claim, outcome) for leased, outcome in batch if not leased.pieces]
         )
         for ending in batch:
-            held, outcome = ending
-            if held.pieces or held.run.claim.execution_id in settled.busy:
-                held.settle_at = time.monotonic() + held.busy_pause
-                held.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * held.busy_pause)
+            leased, outcome = ending
+            if leased.pieces or leased.run.claim.execution_id in settled.busy:
+                leased.settle_at = time.monotonic() + leased.busy_pause
+                leased.busy_pause = min(SETTLE_PAUSE_SECONDS, 2 * leased.busy_pause)
                 continue
             if outcome.status is Status.PENDING:
                 self._lookout.gave_back(max(time.monotonic(), self._shortage.until))
             else:
                 self.statistics.ended(outcome.status)
             if outcome.status in UNSUCCESSFUL:
-                _tell(held.run, outcome)
-            self._runs.pop(held.run.claim.execution_id, None)
+                _tell(leased.run, outcome)
+            self._runs.pop(leased.run.claim.execution_id, None)
             self._ended.remove(ending)
 
     # -- keeping runs ----------------------------------------------------------------------------------------
@@ -389,8 +389,8 @@ class CronWorker:
         if not self._runs or now < self._timers.renew:
             return
         before, busy = boot_time(), set[int]()
-        claims = [held.run.claim for held in self._runs.values()]
-        revivable = [key for key, held in self._runs.items() if held.run.continues_without_contact]
+        claims = [leased.run.claim for leased in self._runs.values()]
+        revivable = [key for key, leased in self._runs.items() if leased.run.continues_without_contact]
         with self._database("renew leases") as attempt:
             still, busy = lifecycle.renew(self.session, claims, revivable, self.settings.lease_seconds)
             for execution_id in [claim.execution_id for claim in claims]:
@@ -403,9 +403,9 @@ class CronWorker:
         self, execution_id: int, still: Mapping[int, StopRequest | None], before: float
     ) -> None:
         if execution_id not in still:
-            if any(held.run.claim.execution_id == execution_id for held, _ in self._ended):
+            if any(leased.run.claim.execution_id == execution_id for leased, _ in self._ended):
                 return  # it has ended: whether its result still counts is for the fence to say
-            text = "the run is no longer held by this worker: its process is killed"
+            text = "the run is no longer leased to this worker: its process is killed"
             log.warning(text, extra=_keys(self._runs[execution_id].run))
             self.statistics.leases_expired += 1
             self._timers.report = 0  # whoever took it took this worker for gone
@@ -416,14 +416,14 @@ class CronWorker:
 
     def _drop(self, execution_id: int) -> None:
         self.runner.drop(execution_id)
-        if held := self._runs.pop(execution_id, None):
-            self._given_up.add(held.run.claim)
+        if leased := self._runs.pop(execution_id, None):
+            self._given_up.add(leased.run.claim)
         self._ended = [item for item in self._ended if item[0].run.claim.execution_id != execution_id]
 
     def _maybe_stop(self, execution_id: int, asked: StopRequest | None) -> None:
-        held = self._runs.get(execution_id)
-        if asked and held and not held.stopping:
-            held.stopping, held.released = True, asked.release
+        leased = self._runs.get(execution_id)
+        if asked and leased and not leased.stopping:
+            leased.stopping, leased.released = True, asked.release
             status = Status.LOST if asked.release else Status.CANCELLED
             self.runner.stop(execution_id, status, asked.reason)
 
@@ -433,30 +433,30 @@ class CronWorker:
         if not self._runs or now < self._timers.flush:
             return
         self._timers.flush = now + FLUSH_SECONDS
-        reports = [report for held in self._runs.values() if (report := self._progress_of(held))]
+        reports = [report for leased in self._runs.values() if (report := self._progress_of(leased))]
         if not reports:
             return
         with self._database("store output"):
             gone, busy = lifecycle.append_output(self.session, reports)
             for report in reports:
                 if report.claim.execution_id not in busy:
-                    held = self._runs[report.claim.execution_id]
-                    held.pieces, held.progress = [], None
+                    leased = self._runs[report.claim.execution_id]
+                    leased.pieces, leased.progress = [], None
             for execution_id in gone:
                 self._drop(execution_id)
 
-    def _progress_of(self, held: _Run) -> Progress | None:
-        while len(held.pieces) < MOST_PIECES:
-            chunk = self.runner.take_output(held.run.claim.execution_id)
+    def _progress_of(self, leased: _Run) -> Progress | None:
+        while len(leased.pieces) < MOST_PIECES:
+            chunk = self.runner.take_output(leased.run.claim.execution_id)
             if chunk is None:
                 break
-            held.pieces.append((held.seq, chunk.text, chunk.tail))
-            held.seq += 1
+            leased.pieces.append((leased.seq, chunk.text, chunk.tail))
+            leased.seq += 1
             if not chunk.more:
                 break
-        report = Progress(held.run.claim, held.pieces)
-        if held.progress:
-            report.percent, report.note = held.progress
+        report = Progress(leased.run.claim, leased.pieces)
+        if leased.progress:
+            report.percent, report.note = leased.progress
         return report if report.pieces or report.percent is not None else None
 
     # -- finding work ----------------------------------------------------------------------------------------
@@ -479,7 +479,7 @@ class CronWorker:
 
     def _wants(self) -> Wants:
         goes_on = self._stopping_since is None
-        return Wants(slots=goes_on, runs=goes_on and self._free_slots() > 0)
+        return Wants(slots=goes_on, runs=goes_on and self._free_capacity() > 0)
 
     def _enqueue(self) -> int:
         """Put due slots into the ledger, unless that is for others; returns how many jobs had some."""
@@ -505,7 +505,7 @@ class CronWorker:
         look = self._onlooker.ask(
             lifecycle.look,
             self.worker_id,
-            held=[held.run.claim for held in self._runs.values()],
+            leased=[leased.run.claim for leased in self._runs.values()],
             tags=self.settings.tags,
             without=self._paused.ids,
             count=self._lookout.counts,
@@ -520,7 +520,7 @@ class CronWorker:
         """How many runs still have, or may have, a process."""
         return len(self._runs) - len(self._ended)
 
-    def _free_slots(self) -> int:
+    def _free_capacity(self) -> int:
         """How many runs may start; none while very many results wait that the database does not take."""
         room = self._shortage.room(time.monotonic())
         return min(room - self._running(), MOST_UNWRITTEN * self.settings.concurrency - len(self._ended))
@@ -533,7 +533,7 @@ class CronWorker:
         """Claim as many runs as there are free slots and start them."""
         if self._unsure is not None:
             return 0  # `_read_back` comes first
-        before, free, token = boot_time(), self._free_slots(), lifecycle.draw_token()
+        before, free, token = boot_time(), self._free_capacity(), lifecycle.draw_token()
         self._unsure = token  # until COMMIT has answered
         runs = lifecycle.claim(
             self.session,
@@ -557,18 +557,18 @@ class CronWorker:
             return
         before = boot_time()
         with self._database("read back a claim"):
-            runs = lifecycle.held(self.session, self.worker_id, self._unsure)
+            runs = lifecycle.leased(self.session, self.worker_id, self._unsure)
             self.session.rollback()
             claims = [run.claim for run in runs]
-            held, busy = lifecycle.renew(self.session, claims, [], self.settings.lease_seconds)
+            leased, busy = lifecycle.renew(self.session, claims, [], self.settings.lease_seconds)
             self._unsure = None
-            startable = [run for run in runs if run.claim.execution_id in held]
+            startable = [run for run in runs if run.claim.execution_id in leased]
             if self._stopping_since is not None:
                 self._return(startable)
             else:
                 self._start(startable, before + self.settings.lease_seconds)
             self._return([run for run in runs if run.claim.execution_id in busy])
-            self._given_up |= {claim for claim in claims if claim.execution_id not in held.keys() | busy}
+            self._given_up |= {claim for claim in claims if claim.execution_id not in leased.keys() | busy}
 
     def _believe(self, run: ClaimedRun) -> _Run:
         """Take note that this worker holds a run."""
@@ -579,17 +579,17 @@ class CronWorker:
                 "execution %s is another run now: the process of the former one is killed", execution_id
             )
             self._drop(execution_id)
-        held = self._runs[execution_id] = _Run(run)
-        return held
+        leased = self._runs[execution_id] = _Run(run)
+        return leased
 
     def _return(self, runs: list[ClaimedRun]) -> None:
         """Give back runs that were claimed and are not started."""
         for run in runs:
             self._give_back(self._believe(run))
 
-    def _give_back(self, held: _Run) -> None:
+    def _give_back(self, leased: _Run) -> None:
         """No process of this claim has started: the run is for whoever can start it."""
-        self._ended.append((held, Outcome(Status.PENDING)))
+        self._ended.append((leased, Outcome(Status.PENDING)))
 
     def _start(self, runs: list[ClaimedRun], lease_until: float) -> None:
         """Start what was claimed; what keeps one run from starting keeps no other from it."""
@@ -605,12 +605,12 @@ class CronWorker:
             raise
         requests = []
         for run in runs:
-            held = self._believe(run)
+            leased = self._believe(run)
             try:
-                request = self._request(held, granted.get(run.claim.job_id, {}), lease_until)
+                request = self._request(leased, granted.get(run.claim.job_id, {}), lease_until)
             except Exception as error:  # bad rows never stop the worker, nor the runs beside them
                 log.exception("execution %s cannot be started", run.claim.execution_id)
-                self._cannot_start(held, f"{type(error).__name__}: {error}", permanent=False)
+                self._cannot_start(leased, f"{type(error).__name__}: {error}", permanent=False)
                 continue
             if request is not None:
                 requests.append(request)
@@ -623,27 +623,27 @@ class CronWorker:
         return secrets.granted_to_jobs(self.session, self.settings, jobs) if jobs else {}
 
     def _request(
-        self, held: _Run, granted: Mapping[str, str] | KytecronError, lease_until: float
+        self, leased: _Run, granted: Mapping[str, str] | KytecronError, lease_until: float
     ) -> RunRequest | None:
         """What the runner needs; None where the run cannot start: its ending is recorded, or it is given back."""
-        run = held.run
+        run = leased.run
         if isinstance(granted, KytecronError):
             # This worker lacks a key, which is no fault of the job; another worker may have it.
             log.warning("job %s is left to other workers: %s", run.claim.job_id, granted.message)
             self._paused.pause(run.claim.job_id, granted.message, time.monotonic())
-            self._give_back(held)
+            self._give_back(leased)
             return None
         if run.problem is not None:
-            self._cannot_start(held, run.problem, permanent=True)
+            self._cannot_start(leased, run.problem, permanent=True)
             return None
         if run.version is None:
             # Written by hand in SQL, its code to follow: not a reason to give up on the job.
-            self._ended.append((held, Outcome(Status.SKIPPED, skipped_reason="the job has no code yet")))
+            self._ended.append((leased, Outcome(Status.SKIPPED, skipped_reason="the job has no code yet")))
             return None
         try:
             code = self._code.get(run.content_hash)
         except KytecronError as error:
-            self._cannot_start(held, error.message, permanent=True)
+            self._cannot_start(leased, error.message, permanent=True)
             return None
         return RunRequest(
             execution_id=run.claim.execution_id,
@@ -665,9 +665,9 @@ class CronWorker:
             stop_before_lease_end=not run.continues_without_contact,
         )
 
-    def _cannot_start(self, held: _Run, problem: str, *, permanent: bool) -> None:
+    def _cannot_start(self, leased: _Run, problem: str, *, permanent: bool) -> None:
         outcome = Outcome(Status.FAILED, error=f"cannot start: {problem}", permanent=permanent)
-        self._ended.append((held, outcome))
+        self._ended.append((leased, outcome))
 
     # -- regular duties --------------------------------------------------------------------------------------
 
@@ -703,7 +703,7 @@ class CronWorker:
         self._trouble_told = trouble
 
     def _patrol(self) -> None:
-        """See to leases that ended, workers that are gone, held runs, jobs that have no slot yet, and messages."""
+        """See to leases that ended, workers that are gone, waiting runs, jobs that have no slot yet, and messages."""
         now = time.monotonic()
         if now < self._timers.patrol:
             return
@@ -728,7 +728,7 @@ class CronWorker:
             if gone or (found.expired and now >= self._judge_after):
                 reaped = lifecycle.reap(self.session, gone)
                 self.statistics.leases_expired += len(reaped)
-            if found.held:
+            if found.waiting:
                 lifecycle.release_waiting(self.session)
             if self._replan_after is not None and now >= self._plan_from:
                 self._replan()
@@ -782,9 +782,9 @@ class CronWorker:
                 "a process of execution %s is run that this worker knows nothing of: killed", execution_id
             )
             self.runner.drop(execution_id)
-        ended = {held.run.claim.execution_id for held, _ in self._ended}
+        ended = {leased.run.claim.execution_id for leased, _ in self._ended}
         for execution_id in self._runs.keys() - running - ended:
-            log.error("execution %s is held and not run: ended", execution_id)
+            log.error("execution %s is leased and not run: ended", execution_id)
             lost = Outcome(Status.LOST, error="its worker lost track of its process", interrupted=True)
             self._ended.append((self._runs[execution_id], lost))
 
@@ -796,14 +796,14 @@ class CronWorker:
         if not rows and not self._runs:
             self._given_up.clear()
             return
-        held = self._onlooker.ask(lifecycle.claims_of, self.worker_id)
-        self._given_up &= held
+        leased = self._onlooker.ask(lifecycle.claims_of, self.worker_id)
+        self._given_up &= leased
         believed = {run.run.claim for run in self._runs.values()}
-        strangers = {claim for claim in held - believed - self._given_up if claim.token != self._unsure}
+        strangers = {claim for claim in leased - believed - self._given_up if claim.token != self._unsure}
         if strangers:
             ended = lifecycle.disown(self.session, strangers)
             log.warning("executions named this worker, which knows nothing of them: %s ended as lost", ended)
-        if believed - {run.run.claim for run, _ in self._ended} - held:
+        if believed - {run.run.claim for run, _ in self._ended} - leased:
             self._timers.renew = 0  # which decides, under locks, what is no longer this worker's
 
     def _try_paused_jobs(self, now: float) -> None:
@@ -856,9 +856,9 @@ class CronWorker:
 
     def _interrupt(self, grace_seconds: float | None) -> None:
         """Stop what runs; its rows are given back at once."""
-        for execution_id, held in self._runs.items():
-            if not held.stopping or grace_seconds == 0:
-                held.stopping = True
+        for execution_id, leased in self._runs.items():
+            if not leased.stopping or grace_seconds == 0:
+                leased.stopping = True
                 self.runner.stop(
                     execution_id,
                     Status.LOST,

@@ -316,7 +316,7 @@ def _secrets(session: Session, settings: Settings) -> Iterator[Finding]:
 def _leases(session: Session, fix: bool) -> Iterator[Finding]:
     stale = figures.counters(session, db.now(session)).stale_locks
     if not stale:
-        yield Finding("leases", "ok", "No run is held under a lease that has ended")
+        yield Finding("leases", "ok", "No run has a lease that has ended")
     elif fix:
         yield Finding(
             "leases", "fixed", f"{count(_reap(session), 'run')} ended as lost; the retry rule applies"
@@ -325,7 +325,7 @@ def _leases(session: Session, fix: bool) -> Iterator[Finding]:
         yield Finding(
             "leases",
             "problem",
-            f"{count(stale, 'run')} held under a lease that has ended: the workers vanished",
+            f"{count(stale, 'run')} with a lease that has ended: the workers vanished",
             "Any living worker ends them within seconds; without one, --fix does",
         )
 

@@ -92,7 +92,7 @@ def end(
     for tally in touched:
         tally.save_rest(session, now)
     # Most jobs neither hold anything up nor have children: they are spared the look.
-    followed = {row.cron_job for row, _ in ended if row.has_children or row.has_held}
+    followed = {row.cron_job for row, _ in ended if row.has_children or row.has_waiting}
     after_endings(
         session, [tally.job.id for tally in touched if tally.chain_ended and tally.job.id in followed], now
     )
@@ -492,13 +492,13 @@ def after_endings(session: Session, job_ids: Collection[int], now: datetime) -> 
         return
     children = db.connection(session).execute(_CHILDREN, {"ids": list(job_ids)}).all()
     gated = [row.cron_job for row in children if slots.is_gated(row)]
-    look_at_held(session, {*job_ids, *gated}, now)
+    look_at_waiting(session, {*job_ids, *gated}, now)
     for child in sorted(row.cron_job for row in children if not slots.is_gated(row)):
         _trigger_child(session, child, now)
 
 
-def look_at_held(session: Session, job_ids: Collection[int], now: datetime) -> int:
-    """Release or skip those held runs of some jobs that need not wait any longer; returns how many."""
+def look_at_waiting(session: Session, job_ids: Collection[int], now: datetime) -> int:
+    """Release or skip those waiting runs of some jobs that need not wait any longer; returns how many."""
     runs = claims.active_runs(session, job_ids) if job_ids else []
     waiting_jobs = {run.cron_job for run in runs if run.due_time is None and run.status == Status.PENDING}
     if not waiting_jobs:
@@ -513,12 +513,12 @@ def look_at_held(session: Session, job_ids: Collection[int], now: datetime) -> i
 
 
 def _release_one(session: Session, job: Any, runs: Sequence[Any], now: datetime) -> int:
-    held = sorted(
+    waiting = sorted(
         (run for run in runs if run.due_time is None), key=lambda run: (slots.waits_in_backfill(run), run.id)
     )
     going = [run for run in runs if run.due_time is not None]
     moved = 0
-    for run in held:
+    for run in waiting:
         gate = slots.gate(session, job, run, now)
         if isinstance(gate, Skip):
             end_pending(session, job.id, [run.id], Outcome(Status.SKIPPED, skipped_reason=gate.reason), now)
@@ -566,4 +566,4 @@ def _trigger_child(session: Session, child_id: int, now: datetime) -> None:
     for active in around.replaced.values():
         make_room(session, child_id, active, now)
     if row["waiting_for"]:
-        look_at_held(session, [child_id], now)
+        look_at_waiting(session, [child_id], now)

@@ -62,18 +62,18 @@ def look(
     at: db.At,
     worker_id: str,
     *,
-    held: Collection[Claim],
+    leased: Collection[Claim],
     tags: Collection[str] = (),
     without: Collection[int] = (),
     count: int = 1,
 ) -> Look:
-    """When the next run and the next slot are due, and which of the runs `held` are to be stopped.
+    """When the next run and the next slot are due, and which of the runs `leased` are to be stopped.
 
     Runs count that a worker with `tags` may take, but of the jobs `without`. Due ones are counted up to `count`.
     Reads a few index rows.
     """
     instants = claims.next_instants(at, count, tags, without)
-    stops = claims.stop_requests(at, worker_id, held) if held else {}
+    stops = claims.stop_requests(at, worker_id, leased) if leased else {}
     return Look(instants.now, instants.run, instants.slot, instants.due, stops)
 
 
@@ -140,7 +140,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
     endings.count_skips(session, rows, now)
     for job_id, active in around.replaced.items():
         endings.make_room(session, job_id, active, now)
-    endings.look_at_held(session, {row["cron_job"] for row in rows if row["waiting_for"]}, now)
+    endings.look_at_waiting(session, {row["cron_job"] for row in rows if row["waiting_for"]}, now)
 
 
 def _enqueue_job(
@@ -286,7 +286,7 @@ def claim(
 ) -> list[ClaimedRun]:
     """Take up to `limit` due runs, but of the jobs `without`, under a lease of `lease_seconds`, most urgent first.
 
-    Whoever wants to find them again after a lost COMMIT (`held`) has drawn the token beforehand.
+    Whoever wants to find them again after a lost COMMIT (`leased`) has drawn the token beforehand.
     """
     token = token or draw_token()
     lease = timedelta(seconds=lease_seconds)
@@ -294,9 +294,9 @@ def claim(
     return [_claimed(row, worker_id, token) for row in rows]
 
 
-def held(session: Session, worker_id: str, token: int) -> list[ClaimedRun]:
+def leased(session: Session, worker_id: str, token: int) -> list[ClaimedRun]:
     """Runs that a claim has taken whose COMMIT got no answer."""
-    return [_claimed(row, worker_id, token) for row in claims.runs_held_by(session, worker_id, token)]
+    return [_claimed(row, worker_id, token) for row in claims.runs_leased_by(session, worker_id, token)]
 
 
 def _claimed(row: Any, worker_id: str, token: int) -> ClaimedRun:
@@ -343,17 +343,17 @@ def _continues_without_contact(row: Any) -> bool:
 class Renewed(NamedTuple):
     """What became of leases that were to be extended."""
 
-    held: dict[int, StopRequest | None]
+    leased: dict[int, StopRequest | None]
     """Those extended, each with the request to stop the run or None."""
     busy: set[int]
-    """Somebody has locked them: they are held, and keep the lease they had."""
+    """Somebody has locked them: they are leased, and keep the lease they had."""
 
 
 @transactional
 def renew(
-    session: Session, held: Collection[Claim], revivable: Collection[int], lease_seconds: float
+    session: Session, leased: Collection[Claim], revivable: Collection[int], lease_seconds: float
 ) -> Renewed:
-    """Extend the leases of the claims `held`.
+    """Extend the leases of the claims `leased`.
 
     What is missing from the answer is no longer this worker's: kill it and write nothing. `revivable` are runs
     whose job goes on without contact (`on_lost_contact = continue`): their lease may have ended meanwhile,
@@ -361,7 +361,7 @@ def renew(
     """
     now = db.now(session)
     until = now + timedelta(seconds=lease_seconds)
-    return Renewed(*claims.extend(session, held, revivable, now, until))
+    return Renewed(*claims.extend(session, leased, revivable, now, until))
 
 
 @dataclass(slots=True)
@@ -380,7 +380,7 @@ class Stored(NamedTuple):
     """What became of output that was to be stored."""
 
     gone: set[int]
-    """Executions that are no longer held as claimed."""
+    """Executions that are no longer leased as claimed."""
     busy: set[int]
     """Somebody has locked them: nothing was stored."""
 
@@ -388,7 +388,7 @@ class Stored(NamedTuple):
 @transactional
 def append_output(session: Session, reports: Sequence[Progress]) -> Stored:
     """Store output and progress of running jobs; what was stored before is not stored twice."""
-    rows, taken = claims.lock_held(session, [report.claim for report in reports])
+    rows, taken = claims.lock_leased(session, [report.claim for report in reports])
     pieces: list[dict[str, Any]] = []
     for report in reports:
         execution = report.claim.execution_id
@@ -426,13 +426,13 @@ class Settled(NamedTuple):
 
 @transactional
 def settle(session: Session, ended: Sequence[tuple[Claim, Outcome]]) -> Settled:
-    """End runs that are held as claimed: final state, retry or dead letter, dependants, counters, messages.
+    """End runs that are leased as claimed: final state, retry or dead letter, dependants, counters, messages.
 
-    The result of a run that is no longer held is dropped; what is locked does not keep the others waiting.
+    The result of a run that is no longer leased is dropped; what is locked does not keep the others waiting.
     Of what is PENDING no process has started: it is given back, and waits for another claim.
     """
     jobs, taken, now = claims.lock_free_jobs(session, (claim.job_id for claim, _ in ended))
-    rows, busy = claims.lock_held(session, [claim for claim, _ in ended if claim.job_id not in taken])
+    rows, busy = claims.lock_leased(session, [claim for claim, _ in ended if claim.job_id not in taken])
     ours = [(rows[c.execution_id], outcome) for c, outcome in ended if c.execution_id in rows]
     final = [(row, outcome) for row, outcome in ours if outcome.status is not Status.PENDING]
     endings.end(session, jobs, final, now)
@@ -448,7 +448,7 @@ def disown(session: Session, strangers: Collection[Claim]) -> list[int]:
     So it is with what a restored backup brings back. Nothing of it is the job's fault: it uses up no retry.
     """
     jobs, taken, now = claims.lock_free_jobs(session, (claim.job_id for claim in strangers))
-    rows, _ = claims.lock_held(session, [claim for claim in strangers if claim.job_id not in taken])
+    rows, _ = claims.lock_leased(session, [claim for claim in strangers if claim.job_id not in taken])
     problem = "its worker does not run it: the database was restored, or a claim came to it late"
     lost = Outcome(Status.LOST, error=problem, interrupted=True)
     endings.end(session, jobs, [(row, lost) for row in rows.values()], now)
@@ -466,14 +466,14 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
         claims.expired(session, now, REAP_BATCH), "its worker's lease ended without renewal"
     )
     if gone_workers:
-        for claim in claims.held_by(session, gone_workers, REAP_BATCH):
+        for claim in claims.leased_by(session, gone_workers, REAP_BATCH):
             vanished[claim] = "its worker's process is gone"
     heard_before = dict.fromkeys(gone_workers, now)
     ours: list[tuple[Any, Outcome]] = []
     if vanished:
         jobs, taken, _ = claims.lock_free_jobs(session, (claim.job_id for claim in vanished))
         # Read again under lock: the worker may have renewed or finished since.
-        rows, _ = claims.lock_held(session, [claim for claim in vanished if claim.job_id not in taken])
+        rows, _ = claims.lock_leased(session, [claim for claim in vanished if claim.job_id not in taken])
         ours = [
             (
                 rows[claim.execution_id],
@@ -678,9 +678,9 @@ def abandon_pending(session: Session, job_id: int, reason: str) -> int:
 
 @transactional
 def release_waiting(session: Session) -> int:
-    """Look again at every held run, so that none waits for an event that was missed; returns how many moved."""
-    free = claims.lock_free_jobs(session, claims.held_job_ids(session)).free
-    return endings.look_at_held(session, free, db.now(session))
+    """Look again at every waiting run, so that none waits for an event that was missed; returns how many moved."""
+    free = claims.lock_free_jobs(session, claims.waiting_job_ids(session)).free
+    return endings.look_at_waiting(session, free, db.now(session))
 
 
 def reassign_pending(session: Session, job: CronJob) -> None:
@@ -755,7 +755,7 @@ def _insert_asked_for(
     for job_id, active in around.replaced.items():
         endings.make_room(session, job_id, active, now)
     if row["waiting_for"]:
-        endings.look_at_held(session, [job.id], now)
+        endings.look_at_waiting(session, [job.id], now)
     return execution_id
 
 
@@ -769,6 +769,6 @@ def _insert_backfill(
         row = slots.pending(job, item.slot, Origin.BACKFILL)
         row |= {"rerun": slots.next_rerun(session, job.id, item.slot), "triggered_by": triggered_by[:100]}
         if slots.waits_its_turn(job):
-            row |= slots.hold(slots.BACKFILL_WAITS)
+            row |= slots.waiting_for(slots.BACKFILL_WAITS)
         claims.insert_run(session, row)
-    endings.look_at_held(session, [job.id], db.now(session))
+    endings.look_at_waiting(session, [job.id], db.now(session))

@@ -1,7 +1,7 @@
-"""When a job's slots are, and what a slot becomes when its time has come: due, held or skipped.
+"""When a job's slots are, and what a slot becomes when its time has come: due, waiting or skipped.
 
 Decisions only: they read and return rows to insert, `lifecycle` and `endings` write them. A run that waits for
-something other than time is *held*: pending, without due_time, and `waiting_for` says what for.
+something other than time is *waiting*: pending, without due_time, and `waiting_for` says what for.
 """
 
 from __future__ import annotations
@@ -240,24 +240,24 @@ class Surroundings:
     def place(
         self, job: Any, slot: datetime, now: datetime, origin: Origin = Origin.SCHEDULE
     ) -> dict[str, Any]:
-        """The row for a slot that is to run: due, held, or skipped by the overlap policy."""
+        """The row for a slot that is to run: due, waiting, or skipped by the overlap policy."""
         row = pending(job, slot, origin)
         if job.id in self.gated and is_gated(job) and origin == Origin.SCHEDULE:
-            # The look at held runs that follows asks the parents.
+            # The look at waiting runs that follows asks the parents.
             # Counted from now: a slot that comes late, after an outage, has its parents come as late.
-            row |= hold("its parents", now + timedelta(seconds=job.dependency_timeout_seconds))
+            row |= waiting_for("its parents", now + timedelta(seconds=job.dependency_timeout_seconds))
         active, earlier = self.active[job.id], self.placed[job.id]
         self.placed[job.id] += 1
         if not waits_its_turn(job) or not (active or earlier):
             return row
         if not active:  # several missed slots run one after another
-            return row | hold(QUEUE_WAITS)
+            return row | waiting_for(QUEUE_WAITS)
         match OverlapPolicy.of(job.overlap_policy):
             case OverlapPolicy.QUEUE:
                 return self._queue(job, slot, now, row)
             case OverlapPolicy.REPLACE:
                 self.replaced[job.id] = active
-                return row | hold(QUEUE_WAITS)
+                return row | waiting_for(QUEUE_WAITS)
             case OverlapPolicy.SKIP:
                 reason = f"execution {active[0].id} was still {_doing(active[0])} (overlap_policy skip)"
                 return skipped(job, slot, reason, now, origin)
@@ -270,7 +270,7 @@ class Surroundings:
         waiting = [run for run in self.active[job.id] if run.waiting_for]
         if len(waiting) + self.queued[job.id] < job.queue_length:
             self.queued[job.id] += 1
-            return row | hold(QUEUE_WAITS)
+            return row | waiting_for(QUEUE_WAITS)
         one = f"execution {waiting[0].id}" if waiting else "an earlier slot"
         who = f"{one} waits" if job.queue_length == 1 else f"{job.queue_length} runs wait"
         reason = f"{who} already (overlap_policy queue, queue_length {job.queue_length})"
@@ -305,7 +305,7 @@ def _doing(run: Any) -> str:
 
 
 def start_of(job: Any, slot: datetime, origin: str) -> datetime:
-    """When a slot's run starts if nothing holds it: what the schedule makes is moved by the job's own jitter."""
+    """When a slot's run starts if it waits for nothing else; the job's own jitter moves what the schedule makes."""
     return slot + jitter_offset(job.id, job.jitter_seconds) if origin == Origin.SCHEDULE else slot
 
 
@@ -323,10 +323,10 @@ def pending(job: Any, slot: datetime, origin: Origin) -> dict[str, Any]:
     )
 
 
-def hold(reason: str, until: datetime | None = None) -> dict[str, Any]:
+def waiting_for(reason: str, until: datetime | None = None) -> dict[str, Any]:
     """What makes a pending row wait for something other than time; with `until`, for its parents."""
-    held: dict[str, Any] = {"due_time": None, "queue_time": None, "waiting_for": reason}
-    return held | {"waiting_until": until} if until else held
+    waiting: dict[str, Any] = {"due_time": None, "queue_time": None, "waiting_for": reason}
+    return waiting | {"waiting_until": until} if until else waiting
 
 
 def skipped(
@@ -414,7 +414,7 @@ def _ended_last(session: Session, parent: Any, going: Collection[tuple[datetime,
 
 
 def gate(session: Session, job: Any, run: Any, now: datetime) -> Ready | Waiting | Skip | None:
-    """What the parents say about a held run; None where they have no say."""
+    """What the parents say about a waiting run; None where they have no say."""
     if run.waiting_until is None:
         return None
     parents = parent_states(session, job.id, run.scheduled_time)

@@ -60,7 +60,7 @@ VERDICTS = {
     "cannot_be_scheduled": "has settings that make no schedule",
     "running": "is running now",
     "cancelling": "is running and was asked to stop",
-    "lease_ended": "is held by a worker that has vanished",
+    "lease_ended": "is leased to a worker that has vanished",
     "no_worker": "waits for a worker: none is alive",
     "worker_tag": "waits for a worker with its tag: none is alive",
     "draining": "waits for a worker: those that live are shutting down",
@@ -206,13 +206,13 @@ class _Look:
 
     def _pending(self, run: Any) -> Iterator[Reason]:
         if run.due_time is None:
-            yield from self._held(run)
+            yield from self._waiting(run)
         elif run.due_time > self.now:
             yield self._not_yet(run)
         else:
             yield self._due(run)
 
-    def _held(self, run: Any) -> Iterator[Reason]:
+    def _waiting(self, run: Any) -> Iterator[Reason]:
         waits = f"{_execution(run)} waits for {run.waiting_for}"
         gate = slots.gate(self.session, self.job, run, self.now)
         if isinstance(gate, Waiting):

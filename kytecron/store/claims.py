@@ -46,7 +46,7 @@ RUN: Any = CronJobExecution.__table__
 OUTPUT: Any = CronJobOutput.__table__
 VERSION: Any = KyteCronJobVersion.__table__
 EARLIER: Any = RUN.alias("earlier")
-HELD: Any = RUN.alias("held")
+WAITING: Any = RUN.alias("waiting")
 DEPENDENCY: Any = CronJobDependency.__table__
 SECRET: Any = CronJobSecret.__table__
 
@@ -320,7 +320,7 @@ def active_runs(session: Session, job_ids: Collection[int]) -> list[Row]:
     return _ACTIVE_RUNS.rows(session, {"ids": list(job_ids)}) if job_ids else []
 
 
-def held_job_ids(session: Session) -> list[int]:
+def waiting_job_ids(session: Session) -> list[int]:
     """Jobs with a run that waits for something other than time."""
     query = sa.select(RUN.c.cron_job).where(PENDING, RUN.c.due_time.is_(None)).distinct()
     return list(session.scalars(query))
@@ -329,7 +329,7 @@ def held_job_ids(session: Session) -> list[int]:
 def release(
     session: Session, execution_id: int, due: datetime, priority: int, parents: list[int] | None
 ) -> int:
-    """Let a held run start at `due`."""
+    """Let a waiting run start at `due`."""
     values: dict[str, Any] = {
         "due_time": due,
         "queue_time": queue_time(due, priority),
@@ -338,15 +338,15 @@ def release(
     }
     if parents is not None:
         values["parents_used"] = parents
-    return _count(session, _held(execution_id).values(**values))
+    return _count(session, _waiting(execution_id).values(**values))
 
 
 def still_waits_for(session: Session, execution_id: int, reason: str) -> int:
-    """Say what a held run waits for now."""
-    return _count(session, _held(execution_id).values(waiting_for=reason[:500]))
+    """Say what a waiting run waits for now."""
+    return _count(session, _waiting(execution_id).values(waiting_for=reason[:500]))
 
 
-def _held(execution_id: int) -> Any:
+def _waiting(execution_id: int) -> Any:
     return sa.update(RUN).where(
         RUN.c.id == execution_id, RUN.c.status == Status.PENDING, RUN.c.due_time.is_(None)
     )
@@ -372,7 +372,7 @@ def reassign_pending(session: Session, job_id: int, priority: int, worker_tag: s
         _count(session, sa.update(RUN).where(RUN.c.id == run.id, *mine).values(**values))
 
 
-# -- executions: held by a worker ----------------------------------------------------------------------------
+# -- executions: leased to a worker ----------------------------------------------------------------------------
 
 
 def take(
@@ -392,8 +392,8 @@ def take(
     if not ids:
         return []
     runs = _CLAIMED_RUNS.rows(session, {"ids": ids})
-    held = {"locked_by": worker_id, "locked_at": now, "locked_until": now + lease, "started_at": now}
-    claimed = {"status": Status.RUNNING, "token": token, **held}
+    lease_of = {"locked_by": worker_id, "locked_at": now, "locked_until": now + lease, "started_at": now}
+    claimed = {"status": Status.RUNNING, "token": token, **lease_of}
     started = [{"row_id": run.id, "version": run.run_version, **claimed} for run in runs]
     _write_each(session, ("row_id",), started)
     return runs
@@ -500,7 +500,7 @@ _RUNS_HELD_BY = _WITH_JOB.where(
 )
 
 
-def runs_held_by(session: Session, worker_id: str, token: int) -> list[Row]:
+def runs_leased_by(session: Session, worker_id: str, token: int) -> list[Row]:
     """Running executions that one claim of this worker took: what its lost COMMIT reply may have left."""
     given = {"holder": worker_id, "token": token}
     return list(db.connection(session).execute(_RUNS_HELD_BY, given))
@@ -513,15 +513,15 @@ def _asked_to_stop(row: Row) -> StopRequest | None:
 
 
 def extend(
-    session: Session, held: Collection[Claim], revivable: Collection[int], now: datetime, until: datetime
+    session: Session, leased: Collection[Claim], revivable: Collection[int], now: datetime, until: datetime
 ) -> tuple[dict[int, StopRequest | None], set[int]]:
-    """Renew the leases of claims; returns what is still held, each with the request to stop it, if any.
+    """Renew the leases of claims; returns what is still leased, each with the request to stop it, if any.
 
-    And the ids of those that are held and could not be renewed, because somebody has locked their rows: the others
+    And the ids of those that are leased and could not be renewed, because somebody has locked their rows: the others
     do not wait for them. A lease that ended is never renewed, even where nobody has judged it yet, unless its job
     said so (`revivable`).
     """
-    wanted = {claim.execution_id: claim for claim in held}
+    wanted = {claim.execution_id: claim for claim in leased}
     if not wanted:
         return {}, set()
 
@@ -558,7 +558,7 @@ class EndingRun(NamedTuple):
     interruptions: int
     has_children: bool
     """Other jobs depend on its job."""
-    has_held: bool
+    has_waiting: bool
     """Something of its job waits for other than time."""
 
 
@@ -568,8 +568,12 @@ _ENDING_RUNS = (
         *_OF_EXECUTION,
         sa.exists().where(DEPENDENCY.c.parent == RUN.c.cron_job).label("has_children"),
         sa.exists()
-        .where(HELD.c.cron_job == RUN.c.cron_job, HELD.c.status == Status.PENDING, HELD.c.due_time.is_(None))
-        .label("has_held"),
+        .where(
+            WAITING.c.cron_job == RUN.c.cron_job,
+            WAITING.c.status == Status.PENDING,
+            WAITING.c.due_time.is_(None),
+        )
+        .label("has_waiting"),
     )
     .where(RUN.c.id.in_(IDS))
     .order_by(RUN.c.id)
@@ -600,8 +604,8 @@ def read_to_repeat(session: Session, ids: Collection[int]) -> dict[int, Row]:
     return _by_id(session, _TO_REPEAT, list(ids))
 
 
-def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, EndingRun], set[int]]:
-    """Lock the rows of `claims` that are still held as claimed, in the order of their ids.
+def lock_leased(session: Session, claims: Collection[Claim]) -> tuple[dict[int, EndingRun], set[int]]:
+    """Lock the rows of `claims` that are still leased as claimed, in the order of their ids.
 
     Returns them by id, and the ids of those that somebody else has locked: a worker has other runs to
     see to, and comes back to these. Databases without SKIP LOCKED wait for all of them.
@@ -611,10 +615,10 @@ def lock_held(session: Session, claims: Collection[Claim]) -> tuple[dict[int, En
         return {}, set()
     query = _LOCK_FREE_RUNS if dialects.of(session).skip_locked else _LOCK_RUNS
     rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
-    held = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
+    leased = {key: row for key, row in rows.items() if _holds(wanted[key], row)}
     missing = wanted.keys() - rows.keys()
     taken = _HOLDERS.rows(session, {"ids": sorted(missing)}) if missing else ()
-    return held, {row.id for row in taken if _holds(wanted[row.id], row)}
+    return leased, {row.id for row in taken if _holds(wanted[row.id], row)}
 
 
 _HOLDINGS = sa.select(
@@ -632,12 +636,12 @@ _LOCK_FREE_HOLDERS = Prepared(_HOLDERS_OF.with_for_update(skip_locked=True))
 
 
 def _holds(claim: Claim, row: Row) -> bool:
-    held: bool = row.status == Status.RUNNING and _claim_of(row) == (
+    same: bool = row.status == Status.RUNNING and _claim_of(row) == (
         claim.locked_by,
         claim.attempt,
         claim.token,
     )
-    return held
+    return same
 
 
 def _claim_of(row: Row) -> tuple[str, int, int]:
@@ -650,7 +654,7 @@ def expired(session: Session, now: datetime, limit: int) -> list[Claim]:
     return _claims(session, sa.and_(RUNNING, RUN.c.locked_until < now), limit)
 
 
-def held_by(session: Session, worker_ids: Collection[str], limit: int) -> list[Claim]:
+def leased_by(session: Session, worker_ids: Collection[str], limit: int) -> list[Claim]:
     """Claims of certain workers, for example of processes that are known to be gone."""
     return _claims(session, sa.and_(RUNNING, RUN.c.locked_by.in_(list(worker_ids))), limit)
 
@@ -818,7 +822,7 @@ class Irregularities:
     """What a worker on patrol has to see to."""
 
     expired: bool
-    held: bool
+    waiting: bool
     unplanned: bool
     unsent: bool
     """Messages are due."""
@@ -836,23 +840,25 @@ _HOLDERS_OF_ALL = Prepared(
 @lru_cache(maxsize=4)
 def _oddities(on: Dialect) -> Prepared:
     now = _clock(on)
-    held = sa.exists().where(PENDING, RUN.c.due_time.is_(None))
+    waiting = sa.exists().where(PENDING, RUN.c.due_time.is_(None))
     unplanned = sa.exists().where(
         ENABLED, JOB.c.next_run_time.is_(None), JOB.c.schedule_type != ScheduleType.MANUAL
     )
     unsent = sa.exists().where(CronOutbox.status.in_(UNSENT), CronOutbox.due_time <= now)
     return Prepared(
-        sa.select(now.label("now"), held.label("held"), unplanned.label("unplanned"), unsent.label("unsent"))
+        sa.select(
+            now.label("now"), waiting.label("waiting"), unplanned.label("unplanned"), unsent.label("unsent")
+        )
     )
 
 
 def irregularities(at: db.At) -> Irregularities:
-    """Whether leases have ended, runs are held, jobs lack a slot, messages are due; and who holds what runs."""
+    """Whether leases have ended, runs wait, jobs lack a slot, messages are due; and who holds what runs."""
     (found,) = _oddities(dialects.of(at)).rows(at, {"now": datetime.now(UTC)})
     running = _HOLDERS_OF_ALL.rows(at)
     return Irregularities(
         expired=any(row.until is not None and row.until < found.now for row in running),
-        held=bool(found.held),
+        waiting=bool(found.waiting),
         unplanned=bool(found.unplanned),
         unsent=bool(found.unsent),
         holders={row.locked_by: row.runs for row in running if row.locked_by},
@@ -868,9 +874,9 @@ _STOP_REQUESTS = Prepared(
 )
 
 
-def stop_requests(at: db.At, worker_id: str, held: Collection[Claim]) -> dict[int, StopRequest]:
+def stop_requests(at: db.At, worker_id: str, leased: Collection[Claim]) -> dict[int, StopRequest]:
     """Which of this worker's claims somebody asked to stop."""
-    known = {claim.execution_id: claim for claim in held}
+    known = {claim.execution_id: claim for claim in leased}
     return {
         row.id: request
         for row in _STOP_REQUESTS.rows(at, {"holder": worker_id})

@@ -280,7 +280,7 @@ class Vitals:
     """Pending runs that may start now."""
     later: int
     """Pending runs whose time has not come: retries, mostly."""
-    held: int
+    waiting: int
     """Pending runs that wait for other runs."""
     oldest_due: float
     """Age of the run that has waited longest since it might start."""
@@ -331,7 +331,7 @@ def _run_vitals(session: Session, now: datetime) -> dict[str, Any]:
         session,
         due=RUN.c.due_time <= now,
         later=RUN.c.due_time > now,
-        held=RUN.c.due_time.is_(None),
+        waiting=RUN.c.due_time.is_(None),
     )
     oldest = session.scalar(sa.select(sa.func.min(RUN.c.due_time)).where(PENDING))
     return {**waiting, **_running(session, now), "oldest_due": _age(oldest, now)}

@@ -119,11 +119,11 @@ def test_ended_leases_are_found_and_ended(cli: CommandLine, job: CronJob, rows: 
     run = lifecycle.trigger(rows, job.id, actor=TESTER)
     lifecycle.claim(rows, "host:2:b", (), 1, -5.0)
     assert find(cli, "leases", status=1) == [
-        ("problem", "1 run held under a lease that has ended: the workers vanished")
+        ("problem", "1 run with a lease that has ended: the workers vanished")
     ]
     assert find(cli, "leases", "--fix") == [("fixed", "1 run ended as lost; the retry rule applies")]
     assert cli.json("executions show", run.id)["status"] == "lost"
-    assert find(cli, "leases") == [("ok", "No run is held under a lease that has ended")]
+    assert find(cli, "leases") == [("ok", "No run has a lease that has ended")]
 
 
 @pytest.mark.usefixtures("worker", "job")

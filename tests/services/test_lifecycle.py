@@ -180,7 +180,7 @@ def test_overlap_allow_runs_both(session: Session) -> None:
 def test_overlap_replace_stops_the_old_run_and_starts_the_new_one_after_it(session: Session) -> None:
     job, claim = running_job(session, overlap_policy="replace")
     second_slot(session, job)
-    stop = lifecycle.look(session, WORKER, held=[claim]).stops[claim.execution_id]
+    stop = lifecycle.look(session, WORKER, leased=[claim]).stops[claim.execution_id]
     assert "replaced by a newer run" in stop.reason
     lifecycle.settle(session, [(claim, Outcome(Status.CANCELLED, error="replaced"))])
     assert claim_one(session).execution_id == runs_of(session, job)[1].id
@@ -600,8 +600,8 @@ def test_a_claim_of_another_time_writes_nothing_about_the_row_that_has_its_id_no
     assert lifecycle.settle(session, [(before, GIVEN_BACK)]) == (set(), set())
     assert lifecycle.renew(session, [before], [claim.execution_id], 90) == ({}, set())
     lifecycle.cancel(session, claim.execution_id, ANNA)
-    assert lifecycle.look(session, WORKER, held=[before]).stops == {}
-    assert lifecycle.held(session, WORKER, before.token) == []
+    assert lifecycle.look(session, WORKER, leased=[before]).stops == {}
+    assert lifecycle.leased(session, WORKER, before.token) == []
     assert lifecycle.disown(session, [before]) == []
     (run,) = runs_of(session, job)
     assert (run.status, run.progress_percent, run.token) == ("running", None, claim.token)
@@ -702,7 +702,7 @@ def test_only_runs_that_a_worker_may_take_are_due_for_it(session: Session) -> No
     lifecycle.enqueue_due(session)
 
     def due(*tags: str, without: tuple[int, ...] = ()) -> tuple[bool, int]:
-        look = lifecycle.look(session, WORKER, held=[], tags=tags, without=without, count=10)
+        look = lifecycle.look(session, WORKER, leased=[], tags=tags, without=without, count=10)
         session.rollback()
         return look.run_due is not None and look.run_due <= look.now, look.due
 
@@ -726,8 +726,8 @@ def test_a_worker_that_lives_is_asked_to_stop_before_its_run_is_lost(session: Se
     run = lifecycle.release_lock(session, claim.execution_id, ANNA)
     assert run.status == "running"
     asked = ("lock released by anna", True)
-    assert lifecycle.look(session, WORKER, held=[claim]).stops == {claim.execution_id: asked}
-    assert lifecycle.renew(session, [claim], [], 60).held == {claim.execution_id: asked}
+    assert lifecycle.look(session, WORKER, leased=[claim]).stops == {claim.execution_id: asked}
+    assert lifecycle.renew(session, [claim], [], 60).leased == {claim.execution_id: asked}
     assert statuses(session, job) == ["running"], "no second attempt while the first may run"
     lifecycle.settle(session, [(claim, Outcome(Status.LOST, error=asked[0]))])
     assert statuses(session, job) == ["lost", "pending"]

@@ -251,7 +251,7 @@ def test_overlap_replace_stops_the_old_run_when_parents_start_the_new_one(sessio
     lifecycle.trigger(session, parent.id, actor=ANNA)
     settle(session, claim_one(session))
     assert statuses(session, child) == ["running", "pending"]
-    stop = lifecycle.look(session, WORKER, held=[old]).stops[old.execution_id]
+    stop = lifecycle.look(session, WORKER, leased=[old]).stops[old.execution_id]
     assert "replaced" in stop.reason
     settle(session, old, Outcome(Status.CANCELLED, error="replaced"))
     assert claim_one(session).execution_id == runs_of(session, child)[1].id
