@@ -355,6 +355,7 @@ class PreviewBody(Body):
     timezone: str = Field("UTC", max_length=64)
     starts_at: Moment | None = None
     ends_at: Moment | None = None
+    max_runs: int | None = None
     count: int = Field(10, ge=1, le=MAX_PREVIEW)
     job: JobId | None = Field(None, description="A job that this may become the schedule of")
 

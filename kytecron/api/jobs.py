@@ -309,8 +309,11 @@ def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     With `job` it is warned where these slots are closer together than that job usually takes.
     """
     fields = body.model_dump(exclude={"count", "job"})
-    usual = None if body.job is None else upcoming.usual_seconds(call.session, body.job, call.now)
-    found = services.preview(fields, call.now, body.count, usual)
+    usual, scheduled = None, 0
+    if body.job is not None:
+        usual = upcoming.usual_seconds(call.session, body.job, call.now)
+        scheduled = upcoming.runs_scheduled(call.session, body.job)
+    found = services.preview(fields, call.now, body.count, usual, scheduled)
     return shapes.Preview(
         schedule=found.sentence,
         timezone=found.timezone,

@@ -219,24 +219,29 @@ class Preview:
 
 
 def preview(
-    fields: Mapping[str, Any], after: datetime, count: int = 5, usual_duration_seconds: float | None = None
+    fields: Mapping[str, Any],
+    after: datetime,
+    count: int = 5,
+    usual_duration_seconds: float | None = None,
+    runs_scheduled: int = 0,
 ) -> Preview:
     """What a schedule will do after an instant, of the fields of a form, of JSON, or of `configuration`.
 
     Fields that have nothing to do with the schedule are not looked at. An interval counts from `after`, as it
-    would for a job that is made then. Raises Invalid.
+    would for a job that is created then. `runs_scheduled` are those that `max_runs` counts already. Raises Invalid.
     """
-    known = {name: fields[name] for name in REPLANNED_BY if name in fields}
+    known = {name: fields[name] for name in {*REPLANNED_BY, "max_runs"} if name in fields}
     parsed, wrong = _parse({**known, "name": "preview"})
     schedule = _schedule(parsed, wrong, anchor=after)
     if schedule is None:
         raise Invalid(wrong)
+    left = count if parsed.max_runs is None else min(count, max(0, parsed.max_runs - runs_scheduled))
     return Preview(
         sentence=previews.describe(schedule),
         timezone=schedule.timezone,
         # From a moment before, because an interval's first slot is the instant of creation itself.
         slots=previews.preview(
-            schedule, after - timedelta(microseconds=1), count, parsed.starts_at, parsed.ends_at
+            schedule, after - timedelta(microseconds=1), left, parsed.starts_at, parsed.ends_at
         ),
         warnings=previews.warnings(schedule, after, usual_duration_seconds, parsed.starts_at, parsed.ends_at),
     )

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from ..core import preview
 from ..core.errors import Invalid
 from ..store import figures
+from ..store.models import CronJob
 from . import slots
 
 USUAL_DAYS = 30
@@ -73,6 +75,11 @@ def warnings(session: Session, job: Any, now: datetime) -> list[str]:
         return [invalid.message]
     usual = usual_seconds(session, job.id, now)
     return preview.warnings(schedule, now, usual, job.starts_at, job.ends_at)
+
+
+def runs_scheduled(session: Session, job_id: int) -> int:
+    """How many runs of a job `max_runs` counts; 0 of a job that does not exist."""
+    return session.scalar(sa.select(CronJob.runs_scheduled).where(CronJob.id == job_id)) or 0
 
 
 def usual_seconds(session: Session, job_id: int, now: datetime) -> float | None:

@@ -163,17 +163,19 @@ def preview() -> Response:
     now = db.now(session)
     answer, wrong = None, {}
     try:
-        answer = job_service.preview(fields, now, PREVIEWED, _usual_seconds(session, now))
+        answer = job_service.preview(fields, now, PREVIEWED, *_known_of_job(session, now))
     except Invalid as invalid:
         wrong = {LABELS.get(name, name): text for name, text in by_label(invalid.fields).items()}
     html = render_template("jobs/_preview.html", preview=answer, wrong=wrong)
     return make_response(html)
 
 
-def _usual_seconds(session: Session, now: datetime) -> float | None:
-    """How long the job that is being edited usually takes, to warn of slots that are closer than that."""
+def _known_of_job(session: Session, now: datetime) -> tuple[float | None, int]:
+    """How long the job that is being edited usually takes, and how many runs of it `max_runs` counts."""
     job_id = request.args.get("job", type=int)
-    return upcoming.usual_seconds(session, job_id, now) if job_id else None
+    if not job_id:
+        return None, 0
+    return upcoming.usual_seconds(session, job_id, now), upcoming.runs_scheduled(session, job_id)
 
 
 @area.post("/check-code")

@@ -705,3 +705,10 @@ def test_a_webhook_that_would_never_be_called_is_refused_at_once(session: Sessio
     with pytest.raises(Invalid) as caught:
         CronJobManager(session).create_job(name="tells", slack_webhook="http://hooks.slack.com/services/x")
     assert "https" in caught.value.fields["slack_webhook"]
+
+
+def test_a_preview_promises_no_more_slots_than_max_runs_leaves() -> None:
+    form = {"schedule_type": "interval", "interval_seconds": 60, "max_runs": "3"}
+    assert len(jobs.preview(form, NOON, 5).slots) == 3
+    assert len(jobs.preview(form, NOON, 5, runs_scheduled=2).slots) == 1
+    assert jobs.preview(form, NOON, 5, runs_scheduled=7).slots == []
