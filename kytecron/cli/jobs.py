@@ -263,9 +263,7 @@ def edit(
 
 
 def _next_run(job: CronJob) -> str:
-    if job.next_run_time is not None:
-        return f"It runs next at {console.moment(job.next_run_time)}."
-    return "It runs when it is triggered." if job.enabled else "It is disabled."
+    return views.next_run(job, database.now(console.database()))
 
 
 @jobs.command()

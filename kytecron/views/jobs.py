@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..core import words
 from ..core.choices import ScheduleType
+from ..core.schedule import in_words
 from ..core.states import Status
 from ..services import upcoming
 from ..services.jobs import configuration_of
@@ -75,6 +76,19 @@ class JobView:
     next_run_time: datetime | None
     not_planned: str
     """What it takes for a next run where none is planned: `when enabled`."""
+
+
+def next_run(job: CronJob, now: datetime) -> str:
+    """A sentence on when a job runs next, for whoever has just changed it."""
+    if job.in_dead_letter_queue:
+        return "It is in the dead letter queue and runs again once it is recovered."
+    if not job.enabled:
+        return "It is disabled and will not run by itself."
+    if job.next_run_time is None:
+        return "It runs when somebody or another job starts it."
+    wait = (job.next_run_time - now).total_seconds()
+    when = f"in {in_words(wait)}" if wait >= 1 else "now"
+    return f"It runs next {when}: {words.in_zone(job.next_run_time, job.timezone)}."
 
 
 def view(job: CronJob) -> JobView:

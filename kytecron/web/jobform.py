@@ -15,7 +15,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import diff
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.fields import DEFAULTS, FIELDS, LABELS, Group, Kind, by_label, in_group
-from ..core.schedule import in_words, zone
+from ..core.schedule import zone
 from ..core.source import Problem
 from ..core.zones import zone_names
 from ..services import checking, upcoming, versions
@@ -23,6 +23,7 @@ from ..services import jobs as job_service
 from ..services.versions import read_job
 from ..store import db, queries
 from ..store.models import CronJob
+from ..views import jobs as job_views
 from . import access, words
 from .access import needs
 from .bounds import CODE, takes
@@ -66,7 +67,7 @@ def create() -> AnyResponse | tuple[str, int]:
         job = manager().create_job(**fields, code=request.form.get("code", ""), message=_message())
     except Invalid as invalid:
         return _form(None, _typed(), invalid.fields), 422
-    return _saved(job, "is made")
+    return _saved(job, "is created")
 
 
 @area.get("/<int:job_id>/edit")
@@ -135,20 +136,8 @@ def _form(
 
 
 def _saved(job: CronJob, what: str) -> AnyResponse:
-    return done(f"{job.name} {what}. {next_run(job)}", url_for("jobs.show", job_id=job.id), leave=True)
-
-
-def next_run(job: CronJob) -> str:
-    """When a job runs next, for the message after saving."""
-    if job.in_dead_letter_queue:
-        return "It is in the dead letter queue and runs again once it is recovered."
-    if not job.enabled:
-        return "It is disabled and will not run by itself."
-    if job.next_run_time is None:
-        return "It runs when somebody or another job starts it."
-    wait = (job.next_run_time - db.now(access.database())).total_seconds()
-    when = f"in {in_words(wait)}" if wait >= 1 else "now"
-    return f"It runs next {when}: {words.in_zone(job.next_run_time, job.timezone)}."
+    following = job_views.next_run(job, db.now(access.database()))
+    return done(f"{job.name} {what}. {following}", url_for("jobs.show", job_id=job.id), leave=True)
 
 
 # -- parts ---------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_a_visitor_signs_in_by_link_makes_a_job_and_sees_it_run(site: Site, brow
     page.get_by_label("Every").fill("1")
     expect(page.locator("#preview")).to_contain_text("Every second")
     page.get_by_role("button", name="Create job").click()
-    expect(page.get_by_role("status").first).to_contain_text("first of all is made. It runs next")
+    expect(page.get_by_role("status").first).to_contain_text("first of all is created. It runs next")
     row = page.locator("#overview tbody tr").first
     expect(row).to_contain_text("Completed", timeout=15_000)
     row.get_by_role("link").first.click()

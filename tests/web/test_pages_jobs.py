@@ -341,7 +341,7 @@ def test_a_job_of_each_type_is_made_in_the_page_and_saving_says_what_fires_next(
     assert (answer.status_code, answer.location) == (303, "/jobs/1"), text_of(answer.text)
     page = text_of(editor.get("/jobs/1").text)
     assert sentence in page
-    assert "made here is made. It runs " in page
+    assert "made here is created. It runs " in page
     with database(app) as session:
         job = session.get(CronJob, 1)
         assert job is not None
