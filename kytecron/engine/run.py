@@ -134,6 +134,10 @@ class Run:
         self.rest_until = self.silent_until = 0.0
         self.closed = False
         self.control_ended = self.output_ended = False
+        self.heard = False
+        """Its process has said something."""
+        self.left_unread = False
+        """Its channel ended before all that stands in it was read."""
         self.unsent = b""
         self._unread = bytearray()
         self.control, self._child_control = socket.socketpair()
@@ -174,9 +178,11 @@ class Run:
             data = self.control.recv(most)
         except BlockingIOError:
             return []
-        except OSError:
+        except OSError as error:
             data = b""
+            self.left_unread = self.left_unread or isinstance(error, ConnectionResetError)
         self.control_ended = not data
+        self.heard = self.heard or bool(data)
         first, *others = data.split(b"\n")
         self._unread += first
         if len(self._unread) > LONGEST_MESSAGE:
@@ -186,6 +192,14 @@ class Run:
         lines = [bytes(self._unread), *others[:-1]]
         self._unread[:] = others[-1]
         return [message for line in _latest(lines) if (message := _parse(line)) is not None]
+
+    @property
+    def never_began(self) -> bool:
+        """Whether it is certain, now that all its processes are gone, that none of the job's code has run.
+
+        A process reads the whole request first, and is written to only in reply to what it says.
+        """
+        return self.left_unread and not self.heard
 
     def connect(self, control: socket.socket) -> None:
         """The job has closed its channel and comes back by another one."""

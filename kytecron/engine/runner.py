@@ -593,7 +593,8 @@ class Runner:
             for run in runs:
                 if run.closed:
                     continue
-                if not server.ready or run.id in server.unstarted:
+                self._read_control(run, READ)
+                if not server.ready or run.id in server.unstarted or run.never_began:
                     self._refuse(run, error)
                     continue
                 self._end(run, partial(conclude_alone, run, f"{error}, and this run was killed with it"))

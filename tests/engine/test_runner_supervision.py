@@ -12,7 +12,7 @@ import pytest
 
 from kytecron.core.states import Status
 from kytecron.engine.child import LONGEST_CALL, boot_time
-from kytecron.engine.runner import Call, Ended, Progressed
+from kytecron.engine.runner import Call, Ended, Progressed, Refused
 from kytecron.engine.server import LOOK_SECONDS, Server
 from tests.runs import Runs, children_of, is_alive, wait_until
 
@@ -171,10 +171,22 @@ def test_a_fork_server_that_a_job_stops_is_replaced_and_its_runs_end(impatient: 
     assert runs.run("return 'goes on'").result == "goes on"
 
 
-def test_a_start_that_a_stopped_fork_server_does_not_serve_ends(impatient: Runs) -> None:
-    impatient.run("return 'it has begun'")
-    os.kill(impatient.runner.server_pid or 0, signal.SIGSTOP)
-    assert impatient.outcome(impatient.start("return 1"), 60).error == ERROR
+@pytest.mark.parametrize("size", [10, 3_000_000])
+@pytest.mark.parametrize("then", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_start_that_a_stopped_fork_server_does_not_serve_is_refused_and_what_runs_has_failed(
+    impatient: Runs, then: int, size: int
+) -> None:
+    """Nothing of the job has run: the run is given back and spends no attempt. The request may fill its channel."""
+    runs = impatient
+    began = runs.start("time.sleep(600)")
+    runs.pid(began)
+    os.kill(runs.runner.server_pid or 0, signal.SIGSTOP)
+    waiting = [runs.start(f"return 1 #{'x' * size}") for _ in range(3)]
+    os.kill(runs.runner.server_pid or 0, then)
+    for execution_id in waiting:
+        assert "the process that starts the jobs" in runs.wait_for(Refused, execution_id, 60).reason
+    assert runs.outcome(began).status is Status.FAILED
+    assert not any(runs.of(Ended, execution_id) for execution_id in waiting)
 
 
 def test_a_lease_that_ends_while_the_fork_server_is_stopped_is_kept(
