@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import count
 from typing import Any
 
 import pytest
@@ -18,8 +17,9 @@ from cryptography.fernet import Fernet
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
+from kytecron.engine.forkserver import SPARES
 from kytecron.services import lifecycle, secrets, why
-from kytecron.store.models import CronJob, CronWorkerRecord
+from kytecron.store.models import CronJob, CronJobExecution, CronWorkerRecord
 from tests.faults.scene import ANNA, SHORT, forkserver_of, in_the_end
 from tests.workers import Journal, WorkerProcess, executions, make_job, wait_for, wait_for_statuses, working
 
@@ -40,8 +40,9 @@ def trouble_of(session: Session, worker: WorkerProcess) -> str:
 def take_descriptors_from(pid: int) -> tuple[int, int]:
     """Let a process open no more files than it has open; returns the limits that it had."""
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    lowest_free = next(number for number in count() if number not in used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
     return limits
 
 
@@ -49,16 +50,17 @@ def take_descriptors_from(pid: int) -> tuple[int, int]:
 def test_a_worker_without_descriptors_spends_no_attempt_and_goes_on_when_it_has_some_again(
     settings: Settings, session: Session, journal: Journal, whose: str
 ) -> None:
-    jobs = [make_job(session, journal.code(), **NO_RETRIES) for _ in range(8)]
-    with working(settings) as worker:
-        lifecycle.trigger(session, jobs[0].id, actor=ANNA)
-        wait_for_statuses(session, jobs[0], "completed")
+    go = journal.path.with_name("go")
+    waits = f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.02)"
+    first = make_job(session, journal.code(), **NO_RETRIES)
+    # More than there are processes that wait for a run and have all the descriptors they need.
+    jobs = [make_job(session, journal.code(waits), **NO_RETRIES) for _ in range(6 * SPARES)]
+    with working(settings, concurrency=8 * SPARES) as worker:
+        lifecycle.trigger(session, first.id, actor=ANNA)
+        wait_for_statuses(session, first, "completed")
         pid = worker.pid if whose == "worker" else forkserver_of(worker)
-        if whose == "fork server":  # what waits for a run needs no more descriptors
-            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGKILL)
         limits = take_descriptors_from(pid)
-        for job in jobs[1:]:
+        for job in jobs:
             lifecycle.trigger(session, job.id, actor=ANNA)
         wait_for(lambda: "Too many open files" in trouble_of(session, worker), "the worker to say so")
 
@@ -71,6 +73,7 @@ def test_a_worker_without_descriptors_spends_no_attempt_and_goes_on_when_it_has_
         assert found.reasons[0].code in ("trouble", "running")
         session.rollback()
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        go.touch()
         for job in jobs:
             wait_for_statuses(session, job, "completed")
         assert not any(run.retry_count for run in executions(session))
@@ -92,7 +95,14 @@ def test_a_worker_that_cannot_start_processes_leaves_everything_to_a_healthy_one
         assert not any(job.in_dead_letter_queue for job in fresh_jobs(session))
         assert not {run.status for run in executions(session)} & {"failed", "lost", "timeout"}
         sick.kill()
+        wait_for(lambda: not leased_to(session, sick), "the other to take over what the sick one had")
         in_the_end(session, journal, [healthy])
+
+
+def leased_to(session: Session, worker: WorkerProcess) -> list[CronJobExecution]:
+    return [
+        run for run in executions(session) if run.status == "running" and f":{worker.pid}:" in run.locked_by
+    ]
 
 
 def fresh_jobs(session: Session) -> list[CronJob]:

@@ -53,7 +53,8 @@ def test_a_worker_stopped_for_longer_than_its_lease_finds_its_process_dead_and_w
         assert not alive(start["pid"]), "the fork server keeps the lease for the worker that is stopped"
         stopped.signal(signal.SIGCONT)
         wait_for(
-            lambda: re.search(rf"lease lost.* execution={lost.id}\b", stopped.log()), "the worker to notice"
+            lambda: re.search(rf"(lease lost|no longer leased).* execution={lost.id}\b", stopped.log()),
+            "the worker to notice",
         )
         in_the_end(session, journal, [stopped, other])
     assert executions(session, job)[0].error == lost.error
