@@ -71,9 +71,9 @@ def visitors(app: Flask) -> dict[str, Visitor]:
 def caller(app: Flask) -> Callable[..., FlaskClient]:
     """Makes clients of the API with a token of the given role."""
 
-    def make(role: str = "admin") -> FlaskClient:
+    def make(role: str = "admin", name: str = "") -> FlaskClient:
         with database(app) as session:
-            _, token = accounts.create_token(session, f"a {role}", role, 1, Actor("test"))
+            _, token = accounts.create_token(session, name or f"a {role}", role, 1, Actor("test"))
         client = app.test_client()
         client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {token}"
         return client

@@ -171,7 +171,7 @@ COMMANDS_THAT_ONLY_ANSWER = {
     *("versions history", "versions show", "versions compare", "versions stats"),
     *("locks list", "locks stale", "locks stats", "dlq list", "workers list"),
     *("users list", "tokens list", "secrets list"),
-    "stress",  # in a database of its own
+    *("status", "stress"),  # the second in a database of its own
     *("db upgrade", "db downgrade", "db current", "db history"),  # the log is one of the tables
 }
 SAY_ALL = {
