@@ -65,7 +65,7 @@ VERDICTS = {
     "worker_tag": "waits for a worker with its tag: none is alive",
     "draining": "waits for a worker: those that live are shutting down",
     "trouble": "waits for a worker: those that live cannot start it",
-    "busy": "waits for a free slot on a worker",
+    "busy": "waits for free capacity on a worker",
     "overdue": "is overdue although a worker is free",
     "passed_over": "has a slot that is due and that workers pass over",
     "misplanned": "has a next slot that its schedule does not name",
@@ -267,11 +267,11 @@ class _Look:
             return Reason("busy", f"{text}, and {self._before(run, working)} due before it", run.due_time)
         if self.now - run.due_time > PATIENCE:
             names = ", ".join(one.worker_id for one in working[:3])
-            text = f"{due} although a worker has a free slot: look at the log of {names}"
+            text = f"{due} although a worker has free capacity: look at the log of {names}"
             if locks.run_is_locked(self.session, run.id):
                 text = f"{due} and workers pass over it, for its row is locked{self._by_whom()}"
             return Reason("overdue", text, run.due_time)
-        return Reason("about_to_start", f"{due}, and a worker has a free slot", run.due_time)
+        return Reason("about_to_start", f"{due}, and a worker has free capacity", run.due_time)
 
     def _free(self, workers: Sequence[CronWorkerRecord]) -> bool:
         running = Counter(self.session.scalars(sa.select(RUN.c.locked_by).where(RUNNING)))

@@ -15,7 +15,7 @@ from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db, queries
 from kytecron.store.models import CronJob, KyteCronJobVersionContent
-from tests.factories import claim_one, runs_of
+from tests.factories import add_worker, claim_one, runs_of
 from tests.pages import HELLO, Visitor, database, form_of, make_job, text_of, toast
 
 EVIL = '<script>alert(1)</script>"onmouseover="x'
@@ -569,6 +569,16 @@ def test_a_start_that_is_refused_leaves_a_way_back(app: Flask, operator: Visitor
     assert (again.status_code, "Not started" in toast(again)) == (409, True)
     plain = operator.post(f"/jobs/{job.id}/trigger", headers={"Referer": f"http://localhost/jobs/{job.id}"})
     assert (plain.status_code, f'href="/jobs/{job.id}"' in plain.text) == (409, True)
+
+
+def test_nobody_asks_why_a_job_has_not_run_that_is_as_planned(app: Flask, viewer: Visitor) -> None:
+    job = make_job(app, schedule_type="daily", time_of_day="02:30")
+    question = "Why has it not run?"
+    assert question in viewer.get(f"/jobs/{job.id}").text, "no worker is alive"
+    with database(app) as session:
+        add_worker(session)
+    page = viewer.get(f"/jobs/{job.id}").text
+    assert (question in page, "<h2>Status</h2>" in page, "is not due yet." in page) == (False, True, True)
 
 
 def test_the_page_says_why_a_job_has_not_run(app: Flask, operator: Visitor, viewer: Visitor) -> None:
