@@ -214,7 +214,7 @@ def _decrypt(cipher: Cipher, name: str, ciphertext: bytes) -> str:
         pass
     raise Conflict(
         f"The secret {name} was encrypted with a key that is not in KYTECRON_SECRETS_KEYS. "
-        "Put that key back, or set the secret again."
+        "Put that key back, or set the secret again"
     )
 
 
