@@ -834,9 +834,10 @@ class CronWorker:
     def _watch_signals(self) -> None:
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
-        # A shell's background process is not meant by Ctrl-C: it was started with SIGINT ignored.
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, lambda *_: self.stop())
+        for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, and a terminal that is closed
+            # A shell's background process and nohup's are not meant: they were started with it ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: self.stop())
 
     def _follow_shutdown(self) -> None:
         """Move on from running to draining to stopping, as signals and time demand."""

@@ -184,6 +184,31 @@ def test_a_driver_that_fails_while_a_connection_is_opened_is_an_outage_and_no_er
         worker.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_worker_lets_its_runs_end_whatever_asks_it_to_go(
+    settings: Settings, session: Session, tmp_path: Path, number: int
+) -> None:
+    """Ctrl-C, a service manager, a terminal that is closed."""
+    begun, end = tmp_path / "begun", tmp_path / "end"
+    code = f"""
+import os, time
+class Waits(CronJobBase):
+    def execute(self):
+        open({str(begun)!r}, "w").close()
+        while not os.path.exists({str(end)!r}):
+            time.sleep(0.01)
+"""
+    with working(settings) as worker:
+        job = make_job(session, code, max_retries=0)
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        wait_for(begun.exists)
+        worker.signal(number)
+        wait_for(lambda: "stopping" in worker.log())
+        end.touch()
+        worker.ended()
+        wait_for_statuses(session, job, "completed")
+
+
 @pytest.mark.parametrize("ignored", [signal.SIGINT, signal.SIGHUP])
 def test_a_worker_in_the_background_of_a_shell_ends_by_sigterm_and_not_by_what_its_shell_ignores(
     sqlite_settings: Settings, ignored: signal.Signals
