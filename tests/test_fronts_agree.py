@@ -352,6 +352,17 @@ def skip_slots(fronts: Fronts, job: CronJob, number: int) -> None:
         lifecycle.enqueue_due(fronts.rows)
 
 
+def test_a_job_whose_only_run_was_called_off_has_not_never_run(fronts: Fronts) -> None:
+    add_worker(fronts.rows)
+    job = add_job(fronts.rows, name="called off", next_run_time=ago(fronts.rows, hours=-1))
+    lifecycle.trigger(fronts.rows, job.id, actor=TESTER)
+    claim = claim_one(fronts.rows)
+    lifecycle.settle(fronts.rows, [(claim, Outcome(Status.CANCELLED, error="cancelled by anna"))])
+    assert last_results(fronts, job) == {"cancelled"}
+    assert job.id in found_by(fronts, "cancelled")
+    assert job.id not in found_by(fronts, "never")
+
+
 def test_slots_that_are_skipped_in_a_row_are_seen_everywhere(fronts: Fronts) -> None:
     add_worker(fronts.rows)
     first = next(iter(found_by(fronts, "never")))

@@ -402,7 +402,9 @@ def _write_module(_: types.ModuleType | None = None) -> None:
         copy = COPY.format(path=path, filename=_Place.filename, shared=f"{directory}/{SHARED}")
         _write(f"{directory}/{MODULE}.py", copy.encode())
     except OSError as error:
-        print(f"the processes that this job starts will not find its functions: {error}", file=sys.stderr)
+        # Those processes would end as they start, and a pool would start others for ever.
+        text = f"{error.strerror}: the processes that this job starts need a copy of its code"
+        raise OSError(error.errno, text, error.filename) from None
     sys.path.append(directory)
 
 

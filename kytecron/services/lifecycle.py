@@ -475,10 +475,7 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
         # Read again under lock: the worker may have renewed or finished since.
         rows, _ = claims.lock_leased(session, [claim for claim in vanished if claim.job_id not in taken])
         ours = [
-            (
-                rows[claim.execution_id],
-                Outcome(Status.LOST, error=f"worker {claim.locked_by} vanished: {reason}"),
-            )
+            (rows[claim.execution_id], _vanished(rows[claim.execution_id], claim.locked_by, reason))
             for claim, reason in vanished.items()
             if claim.execution_id in rows
             and (claim.locked_by in gone_workers or _lease_has_ended(rows[claim.execution_id], now))
@@ -488,6 +485,14 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
         heard_before = {row.locked_by: row.locked_until for row, _ in ours} | heard_before
     registry.mark_gone(session, heard_before, now)
     return [row.id for row, _ in ours]
+
+
+def _vanished(row: claims.EndingRun, worker: str, reason: str) -> Outcome:
+    """How a run ends whose worker has vanished: as what somebody wanted it to be, if they had called it off."""
+    text = f"worker {worker} vanished: {reason}"
+    if row.cancel_reason is not None:
+        return Outcome(Status.CANCELLED, error=f"{row.cancel_reason}; its {text}")
+    return Outcome(Status.LOST, error=text)
 
 
 # -- asked for by people (and jobs) --------------------------------------------------------------------------

@@ -14,30 +14,23 @@ from itertools import takewhile
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from ..core.states import UNSUCCESSFUL, Status
 from ..core.statistics import bucket
 from ..store import claims
 from ..store.claims import JOB, RUN
 from ..store.db import transactional
-from ..store.models import CronAudit, CronJobDailyStat, CronJobExecution
+from ..store.models import CronAudit, CronJobDailyStat
+from ..store.queries import FOLLOWED
 from .endings import COUNTED, LETTERS, RETRIED
 
 STAT: Any = CronJobDailyStat.__table__
-NEXT: Any = aliased(CronJobExecution.__table__)
 FAILURES = sorted(UNSUCCESSFUL)
 ENDED = sorted({*UNSUCCESSFUL, Status.COMPLETED, Status.CANCELLED, Status.SKIPPED})
 LATEST = 200
 """So many of the newest chains by id hold the 30 that ended last."""
 BARS = 30
-
-_FOLLOWED = sa.exists().where(
-    NEXT.c.cron_job == RUN.c.cron_job,
-    NEXT.c.scheduled_time == RUN.c.scheduled_time,
-    NEXT.c.rerun == RUN.c.rerun,
-    NEXT.c.retry_count == RUN.c.retry_count + 1,
-)
 
 Day = dict[str, int | None]
 """What is compared of a day's row, by column; `timed` is how many durations its histogram holds."""
@@ -151,7 +144,7 @@ def _stored(row: Any) -> Day:
 def _ledger(session: Session, job_id: int) -> dict[date, Day]:
     """The kept runs of a job by the day on which they ended; `started` of them had begun."""
     day = sa.func.date(RUN.c.completed_at).label("day")
-    retried = sa.case((sa.and_(RUN.c.status.in_(FAILURES), _FOLLOWED), 1), else_=0).label("retried")
+    retried = sa.case((sa.and_(RUN.c.status.in_(FAILURES), FOLLOWED), 1), else_=0).label("retried")
     done = sa.and_(RUN.c.status == Status.COMPLETED, RUN.c.retry_count > RUN.c.interruptions)
     kinds = (
         sa.select(
@@ -292,7 +285,7 @@ def _latest_chains(session: Session, job_id: int) -> list[Any]:
         RUN.c.status.in_(ENDED),
         RUN.c.started_at.is_not(None),
         RUN.c.completed_at.is_not(None),
-        sa.not_(_FOLLOWED),
+        sa.not_(FOLLOWED),
     )
     rows = session.execute(ended.order_by(RUN.c.id.desc()).limit(LATEST)).all()
     return sorted(rows, key=lambda row: (row.completed_at, row.id))

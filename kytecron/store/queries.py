@@ -302,6 +302,24 @@ def failed(
     return _execution_page(session, LATEST_DUE_FIRST, parts, cursor, limit)
 
 
+NEXT: Any = RUN.alias("next")
+FOLLOWED = sa.exists().where(
+    NEXT.c.cron_job == RUN.c.cron_job,
+    NEXT.c.scheduled_time == RUN.c.scheduled_time,
+    NEXT.c.rerun == RUN.c.rerun,
+    NEXT.c.retry_count == RUN.c.retry_count + 1,
+)
+"""Another attempt of the same chain came after this one."""
+
+
+def failed_chains(session: Session, since: datetime, *, limit: int) -> list[ExecutionRow]:
+    """Of the `limit` latest of `failed` those that no other attempt followed: the last of their chains."""
+    rows = failed(session, since, limit=limit).items
+    ids = [row.execution.id for row in rows]
+    last = {*session.scalars(sa.select(RUN.c.id).where(RUN.c.id.in_(ids), sa.not_(FOLLOWED)))}
+    return [row for row in rows if row.execution.id in last]
+
+
 def execution(session: Session, execution_id: int) -> ExecutionDetail:
     """One execution with its stack trace, result and chain; its output is read with `read_log`. Raises NotFound."""
     found = session.scalar(

@@ -52,7 +52,7 @@ def index() -> Response:
         verdict=stands.verdict,
         see=PLACES[stands.verdict.see] if stands.verdict.see else None,
         running=queries.running(session, limit=10),
-        failed=_by_job(queries.failed(session, now - FAILED_WITHIN, limit=FAILED_READ).items)[:SHOWN],
+        failed=_by_job(queries.failed_chains(session, now - FAILED_WITHIN, limit=FAILED_READ))[:SHOWN],
         dead=deadletters.dead_letters(session)[:SHOWN] if numbers.dead else [],
         upcoming=[
             job

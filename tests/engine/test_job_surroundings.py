@@ -545,3 +545,11 @@ def test_a_worker_whose_directory_was_chosen_below_a_dotenv_says_so_and_does_not
     worker.process.communicate()
     assert worker.process.returncode == 2
     assert "load_dotenv()" in worker.log()
+
+
+def test_a_job_whose_code_cannot_be_left_for_its_processes_fails_at_once(runs: Runs) -> None:
+    """A full disk, say: a pool would start one process after the other, and none would find its function."""
+    body = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); import multiprocessing"
+    outcome = runs.run(body)
+    assert outcome.status is Status.FAILED
+    assert "the processes that this job starts need a copy of its code" in (outcome.error or "")

@@ -290,6 +290,17 @@ def test_a_vanished_workers_run_is_lost_and_retried(session: Session) -> None:
     assert WORKER in (first.error or "")
 
 
+def test_a_run_that_was_called_off_is_cancelled_though_its_worker_vanishes_before_it_has_stopped(
+    session: Session,
+) -> None:
+    job, claim = running_job(session)
+    lifecycle.cancel(session, claim.execution_id, Actor("anna"), "enough")
+    assert lifecycle.reap(session, {WORKER}) == [claim.execution_id]
+    (run,) = runs_of(session, job)
+    assert (run.status, fresh(session, job).consecutive_failures) == (Status.CANCELLED, 0)
+    assert (run.error or "").startswith("cancelled by anna: enough; its worker ")
+
+
 def test_a_worker_known_to_be_gone_is_reaped_before_its_lease_ends(session: Session) -> None:
     _, claim = running_job(session)
     assert lifecycle.reap(session, {WORKER}) == [claim.execution_id]
