@@ -21,7 +21,8 @@ from kytecron.services.jobs import CronJobManager
 from kytecron.store.models import CronJob, CronJobExecution, CronJobOutput
 
 T = TypeVar("T")
-PATIENCE = 30.0
+PATIENCE = 45.0
+"""Seconds that tests wait for anything; less than the lease that workers have by default."""
 
 
 def wait_for(condition: Callable[[], T], what: str = "", seconds: float = PATIENCE, pause: float = 0.02) -> T:

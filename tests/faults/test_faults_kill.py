@@ -145,7 +145,9 @@ def test_a_job_that_stops_the_fork_server_ends_in_the_dead_letter_queue_and_the_
     other = make_job(session, journal.code())
     with crew(settings, 1, lease_seconds=60) as workers:
         lifecycle.trigger(session, job.id, actor=ANNA)
-        runs = wait_for_statuses(session, job, "failed", "failed")
+        runs = wait_for_statuses(
+            session, job, "failed", "failed", seconds=4 * PATIENCE
+        )  # twice 10 s of silence
         lifecycle.trigger(session, other.id, actor=ANNA)
         wait_for_statuses(session, other, "completed")
         in_the_end(session, journal, workers)
