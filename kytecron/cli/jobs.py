@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,7 @@ from ..core.fields import DEFAULTS, FIELDS
 from ..core.preview import MAX_PREVIEW
 from ..core.schedule import zone
 from ..core.states import FINAL, Status
-from ..services import audit, lifecycle, upcoming, why
+from ..services import audit, lifecycle, registry, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
 from ..store import db as database
@@ -366,7 +366,7 @@ def _parameters(text: str | None) -> dict[str, Any] | None:
 def _wait(run: CronJobExecution, timeout: float | None) -> bool:
     """Whether the run has ended, waiting for it at most so long."""
     session, started = console.database(), time.monotonic()
-    if not queries.workers(session, database.now(session) - timedelta(minutes=1)):
+    if not registry.living(session, database.now(session)):
         console.note("No worker is alive: the run starts when one does (python worker.py).")
     while queries.status(session, run.id) not in FINAL:
         # Ends the read transaction: the next look must see what others write meanwhile.
