@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import sqlalchemy as sa
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
@@ -64,8 +65,7 @@ def crew(settings: Settings, count: int, **variables: object) -> Iterator[list[W
 
 def keeps_going(session: Session, jobs: list[CronJob], runs: int = 2) -> None:
     """Wait until each of these jobs has completed `runs` runs whose slots are later than now."""
-    session.rollback()
-    newest = session.scalar(sa.select(sa.func.max(CronJobExecution.id))) or 0
+    newest = _newest(session)
     for job in jobs:
         wait_for(
             lambda job=job: (
@@ -73,6 +73,16 @@ def keeps_going(session: Session, jobs: list[CronJob], runs: int = 2) -> None:
             ),
             f"job {job.id} to go on",
         )
+
+
+def _newest(session: Session) -> int:
+    query = sa.select(sa.func.max(CronJobExecution.id))
+    session.rollback()
+    try:
+        return session.scalar(query) or 0
+    except OperationalError:  # the connection is one from before the fault
+        session.rollback()
+        return session.scalar(query) or 0
 
 
 def in_the_end(
