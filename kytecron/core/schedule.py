@@ -411,9 +411,8 @@ class Schedule:
         for change in _changes(self.timezone, after, until):
             reached = max(reached, _wall(change - _MICROSECOND, self.zone))
             landed = _wall(change, self.zone)
-            folded += max(
-                0, calendar.count(reached, landed) - 1
-            )  # all those within a gap come at its end, as one
+            # All those within a gap come at its end, as one.
+            folded += max(0, calendar.count(reached, landed) - 1)
             reached = max(reached, landed)
         return calendar.count(first, max(reached, _wall(until, self.zone))) - folded
 

@@ -107,7 +107,7 @@ class Lookout:
 
     def _due_in(self, wants: Wants) -> float:
         """Seconds from the last look to the next instant at which there is something for this worker."""
-        # What is due already is either taken from the backlog or has to wait for a free slot.
+        # What is due already is either taken from the backlog or has to wait for free capacity.
         run_in = self.run_in if wants.runs and not self.backlog else math.inf
         return min(self.slot_in, run_in) if wants.slots else math.inf
 

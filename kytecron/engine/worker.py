@@ -530,7 +530,7 @@ class CronWorker:
         return time.monotonic() < self._shortage.until
 
     def _take(self) -> int:
-        """Claim as many runs as there are free slots and start them."""
+        """Claim as many runs as there is free capacity for and start them."""
         if self._unsure is not None:
             return 0  # `_read_back` comes first
         before, free, token = boot_time(), self._free_capacity(), lifecycle.draw_token()

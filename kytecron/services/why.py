@@ -51,6 +51,11 @@ class Why:
     verdict: str
     reasons: tuple[Reason, ...]
 
+    @property
+    def as_planned(self) -> bool:
+        """Whether nobody has to do anything about it."""
+        return AS_PLANNED.issuperset(reason.code for reason in self.reasons)
+
 
 VERDICTS = {
     "deleted": "was deleted",
@@ -82,6 +87,7 @@ VERDICTS = {
     "manual": "has no schedule: it runs when somebody or something starts it",
     "unplanned": "has no next slot yet",
 }
+AS_PLANNED = frozenset({"running", "about_to_start", "retry", "jitter", "starts_at", "next_slot", "manual"})
 """What the weightiest reason means for the job; completes the sentence that begins with its name."""
 
 

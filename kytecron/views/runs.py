@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core import words
-from ..core.states import Origin
+from ..core.states import FINAL, Origin
 from ..store.models import CronJobExecution
 from ..store.queries import ExecutionRow
 
@@ -151,6 +151,8 @@ def _lock(run: CronJobExecution, job_name: str, now: datetime) -> LockView:
 def _version(run: CronJobExecution) -> str:
     if run.version:
         return str(run.version)
+    if run.status in FINAL:
+        return "none: it did not start"
     return (
         f"{run.requested_version}, as asked for"
         if run.requested_version

@@ -78,7 +78,7 @@ def verdict(numbers: figures.Counters, force: Workforce) -> Verdict:
         return Verdict("warn", f"{_jobs(numbers.skipping, 'skips its', 'skip their')} slots.", "skipping")
     failed = numbers.today.failed + numbers.today.timeout + numbers.today.lost
     if failed:
-        text = f"All jobs are on time. {count(failed, 'run')} failed today (UTC)."
+        text = f"All jobs are on time. {count(failed, 'slot')} failed today (UTC)."
         return Verdict("good", text, "unsuccessful")
     return Verdict("good", "All jobs are on time.")
 

@@ -33,15 +33,9 @@ def standing(found: why.Why) -> str:
     return f"It {why.VERDICTS[found.reasons[0].code]}."
 
 
-AS_PLANNED = {"running", "about_to_start", "retry", "jitter", "starts_at", "next_slot", "manual"}
-"""Codes of reasons that nobody has to do anything about."""
-
-
 def question(found: why.Why) -> str:
     """What the reasons of a job answer: where nothing is amiss, nobody asks why it has not run."""
-    return (
-        "Status" if AS_PLANNED.issuperset(reason.code for reason in found.reasons) else "Why has it not run?"
-    )
+    return "Status" if found.as_planned else "Why has it not run?"
 
 
 @lru_cache(maxsize=2048)
