@@ -47,6 +47,9 @@ LOOK_SECONDS = 0.5
 SILENCE_SECONDS = 10.0
 """A fork server that owes an answer for so long is stuck; it is killed, and its runs end with it."""
 
+ALONE_SECONDS = 2.0
+"""How long its children are killed before itself: processes that multiply may keep ahead of that."""
+
 END_SECONDS = 5.0
 """How long the end of a fork server, and of what it leaves behind, is waited for."""
 
@@ -249,7 +252,7 @@ class Server:
         """Kill what it left behind; True once all that is gone, or hangs in the kernel."""
         now = boot_time()
         if self._process.poll() is None:
-            if now >= self._kill_at:
+            if now >= self._kill_at and (self._is_alone() or now >= self._kill_at + ALONE_SECONDS):
                 self._process.kill()
             return now >= self._give_up_at
         self.alive.discard(self.pid)
@@ -263,6 +266,19 @@ class Server:
             os.waitpid(pid, os.WNOHANG)
         return not orphans or now >= self._give_up_at
 
+    def _is_alone(self) -> bool:
+        """Stop it and kill its children; True once none is left that could do anything.
+
+        With its death they would become ours: one that stops its parent over and over would stop this process. Stopped,
+        it waits for none of them, so their numbers cannot be others'; and what they leave behind comes to it.
+        """
+        self._process.send_signal(signal.SIGSTOP)
+        living = [pid for pid in children_of(self.pid) if not _is_over(pid) and not is_tracker(pid)]
+        for pid in living:
+            with contextlib.suppress(ProcessLookupError):  # it was not yet stopped, and waited for that one
+                os.kill(pid, signal.SIGKILL)
+        return not living
+
     def end(self) -> str:
         """How it ended, in words."""
         code = self._process.poll()
@@ -271,8 +287,7 @@ class Server:
         return f"exited with status {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
     def _find_orphans(self) -> list[int]:
-        children = {pid for path in glob("/proc/self/task/*/children") for pid in children_in(path)}
-        return [pid for pid in children - self.alive if self._is_orphan(pid)]
+        return [pid for pid in children_of(os.getpid()) - self.alive if self._is_orphan(pid)]
 
     def _is_orphan(self, pid: int) -> bool:
         """Whether a child of ours has a session of its own and is younger than the fork server.
@@ -283,6 +298,19 @@ class Server:
             return os.getsid(pid) != os.getsid(0) and _started_at(pid) >= self._started - 1
         except (ProcessLookupError, FileNotFoundError):
             return False  # not an orphan: another thread has waited for it
+
+
+def children_of(pid: int) -> set[int]:
+    """The children of all threads of a process, zombies included."""
+    return {child for path in glob(f"/proc/{pid}/task/*/children") for child in children_in(path)}
+
+
+def _is_over(pid: int) -> bool:
+    """Whether a process has ended, waited for or not."""
+    try:
+        return _status(pid)[0] in "ZX"
+    except (ProcessLookupError, FileNotFoundError):
+        return True
 
 
 def _close_all(fds: list[int]) -> None:
@@ -311,9 +339,13 @@ def _held_back() -> Iterator[None]:
 
 def _started_at(pid: int) -> float:
     """When a process started, on `boot_time()`."""
+    return int(_status(pid)[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _status(pid: int) -> list[str]:
+    """The fields of `/proc/<pid>/stat` that follow its name, the state first."""
     with open(f"/proc/{pid}/stat") as stat:
-        after_name = stat.read().rpartition(")")[2]
-    return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
+        return stat.read().rpartition(")")[2].split()
 
 
 def job_environment(environment: Mapping[str, str], variables: Iterable[str] = ()) -> dict[str, str]:

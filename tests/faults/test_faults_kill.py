@@ -134,14 +134,24 @@ def test_a_job_that_kills_the_fork_server_ends_in_the_dead_letter_queue_and_the_
     assert job.in_dead_letter_queue
 
 
+STOPS_ITS_PARENT = "while True: os.kill(os.getppid(), 19)"  # SIGSTOP
+CHILD_STOPS_ITS_PARENT = """
+leader = os.getpid()
+if os.fork() == 0:
+    os.setsid()
+    while True:
+        if os.getppid() != leader:
+            os.kill(os.getppid(), 19)
+os.kill(os.getppid(), 19)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("body", [STOPS_ITS_PARENT, CHILD_STOPS_ITS_PARENT], ids=["itself", "its child"])
 def test_a_job_that_stops_the_fork_server_ends_in_the_dead_letter_queue_and_the_worker_goes_on(
-    settings: Settings, session: Session, journal: Journal
+    settings: Settings, session: Session, journal: Journal, body: str
 ) -> None:
-    job = make_job(
-        session,
-        journal.code("while True: os.kill(os.getppid(), 19)"),  # SIGSTOP
-        **(NEVER_GIVE_UP | {"max_retries": 1}),
-    )
+    job = make_job(session, journal.code(body), **(NEVER_GIVE_UP | {"max_retries": 1}))
     other = make_job(session, journal.code())
     with crew(settings, 1, lease_seconds=60) as workers:
         lifecycle.trigger(session, job.id, actor=ANNA)
