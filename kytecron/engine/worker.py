@@ -12,6 +12,7 @@ A slot is free as soon as its process is gone: it is filled before the result is
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -102,6 +103,7 @@ class _Timers:
     flush: float = 0.0
     report: float = 0.0
     crew: float = 0.0
+    replan_again: float = math.inf
 
 
 class CronWorker:
@@ -730,6 +732,8 @@ class CronWorker:
                 self.statistics.leases_expired += len(reaped)
             if found.waiting:
                 lifecycle.release_waiting(self.session)
+            if now >= self._timers.replan_again:
+                self._replan_after, self._timers.replan_again = 0, math.inf
             if self._replan_after is not None and now >= self._plan_from:
                 self._replan()
             if found.unplanned and self._plans():
@@ -762,8 +766,13 @@ class CronWorker:
             self._compared_tzdata = True
             if found.new_here and not newer:
                 self._replan_after = 0
-                # The others notice that they have become the older ones.
-                self._plan_from = time.monotonic() + 2 * CREW_SECONDS if found.older else 0.0
+                known_of = time.monotonic() + 2 * CREW_SECONDS
+                if found.older:
+                    self._plan_from = known_of  # the others notice that they have become the older ones
+                else:
+                    # Whoever was creating a job when this worker came did not know of it. That job's id may be one
+                    # that this walk over the jobs has passed before the job was there to be seen.
+                    self._timers.replan_again = known_of
 
     def _replan(self) -> None:
         """Compare some jobs' next slots with what they are by this worker's time zones."""
