@@ -48,8 +48,13 @@ RETRIED = {status: f"retried_{status}" for status in sorted(UNSUCCESSFUL)}
 COUNTED = (*map(str, LETTERS), *RETRIED.values(), "recovered")
 """What a day's row counts."""
 
-INLINE_OUTPUT = 262_144
-"""Characters of output that may stand in the execution's own row; more goes to CronJobOutput in pieces."""
+INLINE_OUTPUT = 16_384
+"""Characters of output that may stand in the execution's own row; more goes to CronJobOutput in pieces.
+
+A result takes up to 917,504 bytes of a statement: with this it still fits in `dialects.LEAST_PACKET`.
+"""
+LONGEST_PIECE = 65_536
+"""Characters of such a piece."""
 TAIL_SEQ = 1_000_000
 """Where the pieces of the last half are numbered from; those of the first half stay below."""
 KEPT_STACK = 100_000
@@ -184,14 +189,14 @@ def _store_output(session: Session, execution_id: int, outcome: Outcome) -> None
     if outcome.output_replaces_tail:
         claims.drop_live_tail(session, execution_id)
     if len(outcome.output) > INLINE_OUTPUT:
-        starts = range(0, len(outcome.output), INLINE_OUTPUT)
+        starts = range(0, len(outcome.output), LONGEST_PIECE)
         claims.append_output(
             session,
             [
                 {
                     "execution": execution_id,
                     "seq": TAIL_SEQ + number,
-                    "text": outcome.output[start : start + INLINE_OUTPUT],
+                    "text": outcome.output[start : start + LONGEST_PIECE],
                     "is_tail": False,
                 }
                 for number, start in enumerate(starts)

@@ -175,6 +175,8 @@ def is_outage(error: BaseException) -> bool:
         return True
     if not dialects.is_drivers(_original(error)) or is_row_conflict(error) or is_missing(error):
         return False
+    if fault_of(error) is Fault.TOO_LONG:
+        return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     named = type(_original(error)).__name__

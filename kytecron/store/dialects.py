@@ -62,6 +62,8 @@ class Fault(Enum):
     NO_ROOM = "no room"
     NO_TABLE = "no table"
     NO_COLUMN = "no column"
+    TOO_LONG = "too long"
+    """A statement of more bytes than the database takes: it will never take it, and is well."""
     GARBLED = "garbled"
     """The connection cannot be understood any more."""
 
@@ -140,6 +142,8 @@ class Dialect:
     """Whether it does so here: where it does not, whoever comes second waits."""
     most_parameters: int
     """How many parameters one statement may have."""
+    most_bytes: int | None
+    """How long a statement may be that writes many rows, where databases bound that."""
 
     options: Callable[[URL, float, float | None], Options]
     """Arguments for create_engine: see `db.engine_options`."""
@@ -418,6 +422,7 @@ SQLITE = Dialect(
     clock=None,  # there is no server: all its users share this machine's
     skip_locked=False,
     most_parameters=999,  # before 3.32; 32,766 since
+    most_bytes=None,
     options=_sqlite_options,
     prepare=_sqlite_prepare,
     be_patient=_sqlite_be_patient,
@@ -449,6 +454,7 @@ def _mysql_options(url: URL, statement_seconds: float, idle_seconds: float | Non
         "pool_recycle": 1800,
         "pool_size": 10,
         "max_overflow": 20,
+        "use_insertmanyvalues": False,  # it would write 1,000 rows of any length in one statement
         "connect_args": {
             "charset": "utf8mb4",
             "connect_timeout": statement_seconds / 3,
@@ -456,9 +462,54 @@ def _mysql_options(url: URL, statement_seconds: float, idle_seconds: float | Non
             "write_timeout": statement_seconds,
             "init_command": "SET time_zone = '+00:00', "
             f"innodb_lock_wait_timeout = {max(1, int(statement_seconds / 3))}" + _idle_limit(idle_seconds),
+            "cursorclass": _measuring_cursor(),
             **_tls(url),
         },
     }
+
+
+LEAST_PACKET = 1 << 20
+"""The `max_allowed_packet` that every row of kytecron's fits in, however its text has to be written."""
+TOO_LONG = 1153
+"""The code of a statement that is longer than `max_allowed_packet`."""
+
+
+@functools.cache
+def _measuring_cursor() -> Any:
+    """A cursor that refuses what the server would refuse.
+
+    The server hangs up in the middle of such a statement, which looks as if it was away: one would come again for ever.
+    """
+    from pymysql.cursors import Cursor
+    from pymysql.err import DataError
+
+    class Measuring(Cursor):
+        def execute(self, query: Any, args: Any = None) -> int:
+            text = query if args is None else self.mogrify(query, args)
+            most = self.connection.max_allowed_packet
+            if len(text) > most // 4 and (size := _size(text)) >= most:
+                problem = (
+                    f"a statement of {size:,} bytes, of which the server takes {most:,} (max_allowed_packet)"
+                )
+                raise DataError(TOO_LONG, problem)
+            return int(super().execute(text))
+
+    return Measuring
+
+
+def _size(text: str | bytes | bytearray) -> int:
+    return len(text.encode("utf-8", "surrogateescape")) if isinstance(text, str) else len(text)
+
+
+def _mysql_prepare(engine: Engine) -> None:
+    sa.event.listen(engine, "connect", _mysql_connect)
+    _ask_after_silence(engine)
+
+
+def _mysql_connect(connection: Any, _record: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        (connection.max_allowed_packet,) = cursor.fetchone()
 
 
 def _idle_limit(seconds: float | None) -> str:
@@ -555,6 +606,13 @@ def _mysql_long_bytes() -> Any:
 
 def _mysql_look(connection: sa.Connection, kind: str) -> Health:
     place = f"{kind} at {connection.engine.url.host or 'a socket'}"
+    packet = connection.exec_driver_sql("SELECT @@max_allowed_packet").scalar_one()
+    if packet < LEAST_PACKET:
+        problem = (
+            f"it takes statements of {packet:,} bytes at most, so long results and code cannot be stored"
+        )
+        advice = f"Set max_allowed_packet to {LEAST_PACKET:,} or more"
+        return Health(place, problem, advice)
     count = connection.exec_driver_sql(
         "SELECT count(*) FROM information_schema.tables WHERE table_schema = database() AND engine <> 'InnoDB'"
     ).scalar_one()
@@ -579,6 +637,7 @@ MYSQL = Dialect(
             Fault.NO_ROOM: Signs(frozenset({3, 1021, 1026, 1030, 1114})),
             Fault.NO_TABLE: Signs(frozenset({1146})),
             Fault.NO_COLUMN: Signs(frozenset({1054})),
+            Fault.TOO_LONG: Signs(frozenset({TOO_LONG})),
             Fault.GARBLED: Signs(words=("Packet sequence",)),
         },
     ),
@@ -586,8 +645,9 @@ MYSQL = Dialect(
     skip_locked_since=(8, 0, 1),
     skip_locked=True,
     most_parameters=65_535,
+    most_bytes=LEAST_PACKET * 15 // 16,
     options=_mysql_options,
-    prepare=_ask_after_silence,
+    prepare=_mysql_prepare,
     be_patient=_mysql_be_patient,
     hurry=_nothing,
     autocommit=True,

@@ -11,8 +11,9 @@ For statements that run less often it is enough to build them once: SQLAlchemy f
 from __future__ import annotations
 
 import re
+import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -123,7 +124,8 @@ class UpdateEach:
     """UPDATE of rows of `table`, each with values of its own for `columns`, where `keys` (expressions by name) match.
 
     And where `guard` holds, a condition that is the same for all of them. The first key is the table's primary key.
-    Where the driver would send a statement for each row, there is one for all, with a list of the values.
+    Where the driver would send a statement for each row, there is one for all, with a list of the values; or a few,
+    where the values are long.
     """
 
     def __init__(
@@ -138,14 +140,18 @@ class UpdateEach:
     def run(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> int:
         """Write `rows`, which have the keys and the columns by their names; returns how many matched."""
         connection = db.connection(session)
-        listed = dialects.of(connection).listed_update
+        on = dialects.of(connection)
+        listed = on.listed_update
         if len(rows) == 1 or listed is None:
             return self._one.run_many(session, rows)
         spoken = dialects.driver(connection)
         if spoken not in self._forms:
             self._forms[spoken] = _Listed(self._table, self._keys, self._columns, self._guard, spoken, listed)
         form = self._forms[spoken]
-        _, matched = db.execute(connection, form.text(len(rows)), form.arguments(rows))
+        matched = 0
+        for part in form.parts(rows, on.most_bytes):
+            text, arguments = form.text(len(part)), [value for values in part for value in values]
+            matched += db.execute(connection, text, arguments)[1]
         return matched
 
 
@@ -179,10 +185,28 @@ class _Listed:
     def text(self, count: int) -> str:
         return self._text.begin + self._text.more * (count - 1) + self._text.end
 
-    def arguments(self, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return [
-            convert(row[name]) if convert else row[name] for row in rows for name, convert in self._converts
-        ]
+    def parts(self, rows: Sequence[Mapping[str, Any]], most_bytes: int | None) -> Iterator[list[list[Any]]]:
+        """The values of `rows` as the driver takes them, as many rows together as one statement may hold; one at least.
+
+        None is written with its length in bytes: that costs more than one statement too many.
+        """
+        most = (most_bytes or sys.maxsize) - len(self._text.begin) - len(self._text.end)
+        part: list[list[Any]] = []
+        size = 0
+        for row in rows:
+            values = [convert(row[name]) if convert else row[name] for name, convert in self._converts]
+            added = len(self._text.more) + sum(map(_most_bytes, values))
+            if part and size + added > most:
+                yield part
+                part, size = [], 0
+            part.append(values)
+            size += added
+        yield part
+
+
+def _most_bytes(value: Any) -> int:
+    """How many bytes a value may take in a statement: UTF-8 has four for a character, escaping takes two for one."""
+    return 4 * len(value) + 16 if isinstance(value, str | bytes) else 64
 
 
 def _described(
