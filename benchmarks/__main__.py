@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks [--only P1,P2] [--database sqlite|mariadb|both] [--json FILE]`.
+"""`make bench`, or `python -m benchmarks [--only P1,P2] [--database sqlite|mariadb|both] [--runs N] [--json FILE]`.
 
 Absolute figures wander on a busy machine; each is printed beside a yardstick measured in the same run.
 """
@@ -17,7 +17,7 @@ from kytecron.config import Settings
 from kytecron.store import db, schema
 from tests.mariadb import MariaDB, find_mariadbd
 
-from . import figures, rq
+from . import figures, reading, rq
 from .bench import Bench, Figure
 
 MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
@@ -27,6 +27,7 @@ MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "P4": figures.contention,
     "P5": figures.idle,
     "P6": figures.recovery,
+    "P7": reading.reads,
     "P9": figures.output,
     "P10": figures.trigger,
     "P12": figures.growth,
@@ -40,6 +41,7 @@ def main() -> int:
         "--only", default=",".join(MEASURES), help="rows of docs/performance.md, such as P1,P2"
     )
     parser.add_argument("--database", choices=("sqlite", "mariadb", "both"), default="both")
+    parser.add_argument("--runs", type=int, default=5_000_000, help="in the database that P7 reads")
     parser.add_argument("--json", type=Path, help="also write the figures into this file")
     options = parser.parse_args()
     if "P2" in options.only.split(",") and (left_out := rq.missing()):
@@ -52,7 +54,7 @@ def main() -> int:
             print("mariadb: no mariadbd on this machine (package mariadb-server), left out")
             continue
         for number in options.only.split(","):
-            with connect() as settings, closing(Bench(name, settings)) as bench:
+            with connect() as settings, closing(Bench(name, settings, options.runs)) as bench:
                 for figure in MEASURES[number](bench):
                     found.append(figure)
                     print(figure.line(), flush=True)
@@ -70,7 +72,7 @@ def _sqlite() -> Iterator[Settings]:
 @contextmanager
 def _mariadb() -> Iterator[Settings]:
     with tempfile.TemporaryDirectory() as directory:
-        server = MariaDB(Path(directory))
+        server = MariaDB(Path(directory), "--innodb-buffer-pool-size=1G")
         server.start()
         try:
             yield _migrated(Settings(instance_path=Path(directory) / "instance", database_url=server.url))

@@ -52,9 +52,11 @@ class Figure:
 class Bench:
     """One database of one kind, empty but for what a measurement puts there."""
 
-    def __init__(self, database: str, settings: Settings) -> None:
+    def __init__(self, database: str, settings: Settings, runs: int = 5_000_000) -> None:
         self.database = database
         self.settings = settings
+        self.runs = runs
+        """How many there are where reading is measured."""
         self.notes = settings.instance_path / "notes"
         settings.instance_path.mkdir(parents=True, exist_ok=True)
         self.engine = db.make_engine(settings)

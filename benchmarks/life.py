@@ -196,6 +196,8 @@ class Life:
             "parameters": {"region": draw.choice(PLACES), "limit": draw.randrange(100, 5000)},
         }
         self._give_schedule(job)
+        if job.step:
+            job.row["max_retries"] = max(3, job.row["max_retries"])
         shortest = (job.step or DAY) / 1000
         job.usual_ms = min(draw.lognormvariate(7, 2) + 15, shortest / 4, 3_600_000)
         if job.step and number % 31 == 1:
@@ -272,7 +274,7 @@ class Life:
         for _ in range(min(int(draw.expovariate(0.6)), 11)):
             job.versions.append(draw.randrange(job.versions[0], self.until))
         job.versions.sort()
-        if job.number % 41 == 7 or job.number % 97 == 5:
+        if not job.step and (job.number % 41 == 7 or job.number % 97 == 5):
             job.gone_at = draw.randrange(self.begin, self.until)
 
     # -- time goes by ----------------------------------------------------------------------------------------
@@ -502,7 +504,9 @@ class Life:
         if job.row["notification_email"]:
             self._message(job, row["id"], ends, reason)
         if not self._is_doomed(job, ends) and self.random.random() < 0.95:
-            self._later(ends + self.random.randrange(5 * MINUTE, 10 * HOUR), job, "recover")
+            # What runs all the time is missed soon.
+            longest = min(10 * HOUR, 30 * (job.step or HOUR))
+            self._later(ends + self.random.randrange(4 * MINUTE, longest), job, "recover")
 
     # -- rows ------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session
 
+from benchmarks import reading
 from benchmarks.fill import fill
+from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core.states import Status
 from kytecron.services import doctor, lifecycle, recount
@@ -58,3 +60,10 @@ def test_a_database_with_jobs_is_left_alone(engine: Engine, session: Session) ->
     fill(engine, jobs=3, runs=10)
     with pytest.raises(SystemExit, match="give an empty one"):
         fill(engine, jobs=3, runs=10)
+
+
+def test_every_page_and_list_is_measured(engine: Engine, session: Session, settings: Settings) -> None:
+    settings.make_instance_directory()
+    fill(engine, jobs=40, runs=400)
+    taken = reading.measure(create_app(settings), session, times=1)
+    assert {"/", "/executions", "/jobs", "/api/v1/executions", "/executions?status=lost"} <= taken.keys()

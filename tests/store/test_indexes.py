@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from kytecron.core.states import Status
 from kytecron.store import claims, db, figures, queries
 from kytecron.store.models import CronJob, CronJobExecution
 from kytecron.store.queries import ExecutionFilter
@@ -108,7 +109,7 @@ def test_a_claim_takes_the_first_of_a_long_queue_without_sorting_it(session: Ses
     assert not [line for line in lines if line == "ALL" or "SCAN" in line or "TEMP B-TREE" in line]
 
 
-RUNS = 4_000
+RUNS = 12_000
 HISTORIES = {
     "all completed": ["completed"],
     "all failed": ["failed"],
@@ -140,24 +141,21 @@ WHAT_GOES_ON: dict[str, Callable[[Session], Any]] = {
 
 
 def _cursor(session: Session) -> str:
-    newest = session.get(CronJobExecution, session.scalar(sa.select(sa.func.max(CronJobExecution.id))))
-    return queries.NEWEST_FIRST.cursor(newest)
+    return queries.NEWEST_FIRST.cursor(session.get(CronJobExecution, _newest(session)))
 
 
-@pytest.mark.parametrize("counted", [False, True], ids=["not counted", "counted"])
-@pytest.mark.parametrize("history", list(HISTORIES))
-def test_the_runs_that_go_on_are_looked_up_without_walking_the_ledger(
-    session: Session, history: str, counted: bool
-) -> None:
-    """Also where the database has counted, and thinks that every run has the status that is asked for."""
-    statuses = HISTORIES[history]
+@pytest.fixture(params=[(name, counted) for name in HISTORIES for counted in (False, True)], ids=str)
+def history(request: pytest.FixtureRequest, session: Session) -> None:
+    """A ledger in which all has ended, with and without statistics: MariaDB counts by itself, a moment later."""
+    name, counted = request.param
+    statuses = HISTORIES[name]
     rows = [
         claims.new_run(
             cron_job=number % 20 + 1,
-            scheduled_time=NOW - timedelta(seconds=number),
+            scheduled_time=NOW - timedelta(seconds=RUNS - number),
             origin="schedule",
-            status=statuses[number % len(statuses)],
-            due_time=NOW - timedelta(seconds=number),
+            status=statuses[number // 20 % len(statuses)],
+            due_time=NOW - timedelta(seconds=RUNS - number),
             queue_time=NOW,
             priority=5,
             worker_tag="",
@@ -167,11 +165,86 @@ def test_the_runs_that_go_on_are_looked_up_without_walking_the_ledger(
     ]
     claims.insert_slots(session, rows)
     session.commit()
-    if counted or _is_mariadb(session):  # MariaDB counts by itself, a moment later
+    if counted or _is_mariadb(session):
         session.execute(sa.text("ANALYZE TABLE CronJobExecution" if _is_mariadb(session) else "ANALYZE"))
         session.commit()
+
+
+@pytest.mark.usefixtures("history")
+def test_the_runs_that_go_on_are_looked_up_without_walking_the_ledger(session: Session) -> None:
+    """Also where the database has counted, and thinks that every run has the status that is asked for."""
     walks = {name: lines for name, ask in WHAT_GOES_ON.items() if (lines := _walks(session, ask))}
     assert walks == {}
+
+
+LATER = NOW - timedelta(seconds=RUNS // 10)
+"""A tenth of the history is later."""
+STEPS_A_ROW = 12
+"""SQLite takes at least so many of its steps to look at a row that is none."""
+READS: dict[str, Callable[[Session], Any]] = {
+    "newest": lambda session: queries.executions(session),
+    "newest, next page": lambda session: queries.executions(session, cursor=_cursor(session)),
+    "of a job": lambda session: queries.executions(session, ExecutionFilter(job=7)),
+    "latest slots": lambda session: queries.executions(session, ExecutionFilter(slot_from=LATER)),
+    "slots until": lambda session: queries.executions(session, ExecutionFilter(slot_to=LATER)),
+    "slots of a job": lambda session: queries.executions(session, ExecutionFilter(job=7, slot_from=LATER)),
+    "unsuccessful": lambda session: queries.executions(
+        session, ExecutionFilter(statuses=["failed", "lost", "timeout"])
+    ),
+    "failed chains": lambda session: queries.failed_chains(session, NOW - timedelta(days=1), limit=50),
+    "one run": lambda session: queries.execution(session, _newest(session)),
+    "last success": lambda session: queries.last_success_before(
+        session, queries.execution(session, _newest(session)).execution
+    ),
+    "log": lambda session: queries.read_log(session, _newest(session)),
+    "counters": lambda session: figures.counters(session, NOW),
+    "vitals": lambda session: figures.vitals(session, NOW),
+    "statistics of a job": lambda session: figures.job_statistics(session, 7, 30, NOW.date()),
+    "statistics": lambda session: figures.global_statistics(session, 30, NOW.date()),
+    **{
+        f"{status}{', '.join(['', *fields])}": lambda session, status=status, fields=fields: (
+            queries.executions(session, ExecutionFilter(statuses=[status], **fields))
+        )
+        for status in Status
+        for fields in ({}, {"job": 7}, {"slot_from": LATER}, {"job": 7, "slot_from": LATER})
+    },
+}
+
+
+@pytest.mark.usefixtures("history")
+def test_no_list_looks_at_more_than_its_page(session: Session) -> None:
+    """What is asked of the ledger costs the same however long it is: a page of each of nine parts at most."""
+    looked = {name: examined(session, ask) for name, ask in READS.items()}
+    assert {name: rows for name, rows in looked.items() if rows > RUNS // 4} == {}
+
+
+def examined(session: Session, ask: Callable[[Session], Any]) -> int:
+    """How many rows a database looks at for what `ask` sends, by its own account; of SQLite at most so many."""
+    session.rollback()
+    if _is_mariadb(session):
+        before = _rows_read(session)
+        ask(session)
+        return _rows_read(session) - before
+    steps = 0
+
+    def note() -> None:
+        nonlocal steps
+        steps += 100
+
+    connection: Any = session.connection().connection.dbapi_connection
+    connection.set_progress_handler(note, 100)
+    ask(session)
+    connection.set_progress_handler(None, 0)
+    return steps // STEPS_A_ROW
+
+
+def _rows_read(session: Session) -> int:
+    counted = session.execute(sa.text("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+    return sum(int(row[1]) for row in counted if not row[0].endswith(("_deleted", "_retry")))
+
+
+def _newest(session: Session) -> int:
+    return session.scalar(sa.select(sa.func.max(CronJobExecution.id))) or 0
 
 
 def _walks(session: Session, ask: Callable[[Session], Any]) -> list[str]:
