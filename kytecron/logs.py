@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from .config import Settings
+from .core.untrusted import storable
 
 _always: dict[str, Any] = {}
 """What every line of this process carries."""
@@ -45,7 +46,7 @@ def configure_logging(settings: Settings, **always: Any) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last, _encodable],
         )
     )
     root = logging.getLogger()
@@ -66,6 +67,10 @@ def always_log(**fields: Any) -> None:
 
 def _add_always(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
     return _always | event
+
+
+def _encodable(_logger: Any, _method: str, line: Any) -> str:
+    return storable(line)
 
 
 def _connection_lost(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from kytecron.config import default_settings
 from kytecron.store import db as database
 from kytecron.store import schema
 from kytecron.store.dialects import TABLE
-from kytecron.store.models import Base, LongBlob, LongText, UtcDateTime
+from kytecron.store.models import Base, LongBlob, LongText, ShortText, UtcDateTime
 
 
 def render_item(kind, item, autogen_context):
@@ -19,6 +19,8 @@ def render_item(kind, item, autogen_context):
     if kind == "type" and isinstance(item, UtcDateTime):
         autogen_context.imports.add("from kytecron.store.models import UtcDateTime")
         return "UtcDateTime()"
+    if kind == "type" and isinstance(item, ShortText):
+        return f"sa.String(length={item.impl_instance.length})"
     if kind == "type" and isinstance(item, LongText | LongBlob):
         autogen_context.imports.add("from sqlalchemy.dialects import mysql")
         plain, native = ("Text", "LONGTEXT") if isinstance(item, LongText) else ("LargeBinary", "LONGBLOB")

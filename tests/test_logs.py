@@ -49,6 +49,19 @@ def test_each_line_of_a_worker_is_json_and_what_is_about_a_run_carries_its_keys(
     assert len({line["worker"] for line in written}) == 1
 
 
+def test_no_text_keeps_a_line_for_people_from_being_written() -> None:
+    code = (
+        "import logging; from kytecron import config, logs; logs.configure_logging(config.Settings()); "
+        "logging.warning('odd \\0 \\ud800')"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert "odd ␀ \\ud800" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
 @contextmanager
 def gunicorn(settings: Settings, log: Path, **variables: str) -> Iterator[str]:
     """The pages as an installation serves them; the address."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 from codecs import BOM_UTF8
 from collections.abc import Container
 from types import NoneType, UnionType
@@ -17,16 +15,13 @@ from pydantic import BaseModel
 from ..core import jobspec
 from ..core.errors import Invalid
 from ..core.jobspec import Model
-from ..core.untrusted import first_repeated
+from ..core.untrusted import first_repeated, unstorable
 from ..services import transfer
 from . import errors
 from .errors import Malformed, UnsupportedMediaType
 
 YAML = "application/yaml"
 MAX_DEPTH = 32
-LARGEST = 2**63 - 1
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-"""NUL, and halves of characters."""
 
 
 def read_body(model: type[Model], yaml_too: bool = False) -> Model:
@@ -168,22 +163,8 @@ def _refuse_unstorable(fields: dict[str, Any]) -> None:
     """Raises Invalid for what JSON can write and no database here can keep."""
     wrong = {}
     for name, value in fields.items():
-        if problem := _unstorable(name) or _unstorable(value):
+        if problem := unstorable(name) or unstorable(value):
             shown = name.encode("ascii", "replace").decode()[:100]
             wrong[shown] = f"{shown} holds {problem}, which cannot be stored"
     if wrong:
         raise Invalid(wrong)
-
-
-def _unstorable(value: Any) -> str | None:
-    if isinstance(value, str):
-        return "a NUL or half a character" if UNSTORABLE.search(value) else None
-    if isinstance(value, int):
-        return "a whole number of more than 64 bits" if abs(value) > LARGEST else None
-    if isinstance(value, float):
-        return None if math.isfinite(value) else "a number that is too large"
-    if isinstance(value, dict):
-        value = [part for pair in value.items() for part in pair]
-    if isinstance(value, list):
-        return next(filter(None, map(_unstorable, value)), None)
-    return None

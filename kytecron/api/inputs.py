@@ -28,11 +28,10 @@ from ..core.jobspec import JobFields, OneOf
 from ..core.preview import MAX_PREVIEW
 from ..core.source import EXAMPLE, MAX_BYTES
 from ..core.states import Origin, Status
+from ..core.untrusted import LARGEST
 from ..services import accounts, bulk, jobs, secrets, transfer
 from ..store.queries import JOB_SORTS, JOB_STATUSES, MAX_LIMIT, NEVER_RAN
 from .bodies import Judged
-
-LARGEST = 2**63 - 1
 
 
 def _boolean(value: Any) -> Any:

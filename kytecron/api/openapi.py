@@ -13,9 +13,10 @@ from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..core.untrusted import LARGEST
 from ..services import idempotency
 from . import shapes
-from .bodies import LARGEST, YAML
+from .bodies import YAML
 from .conditions import REPLAYED
 from .errors import HTTP_ERRORS
 from .routing import PREFIX, PUBLIC, ROUTES, Route, summary

@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 from ..config import Settings
 from ..core.choices import Role, Source
 from ..core.errors import Forbidden, Invalid, NotFound
+from ..core.untrusted import LARGEST
 from ..requestdb import db
 from ..services import accounts, idempotency, jobs, throttle
 from ..services.audit import Actor
@@ -33,7 +34,7 @@ from ..services.seats import Seat, Seats
 from ..store import db as database
 from ..store.db import transactional
 from . import conditions, errors
-from .bodies import LARGEST, read_body, read_query
+from .bodies import read_body, read_query
 from .inputs import JobInput
 from .shapes import JobDetail
 

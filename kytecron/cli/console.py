@@ -27,11 +27,11 @@ from ..core.choices import Source
 from ..core.errors import Conflict, Invalid, KytecronError
 from ..core.jobspec import JobFields
 from ..core.states import Status
-from ..core.untrusted import HIDDEN
+from ..core.untrusted import HIDDEN, LARGEST
 from ..services.audit import Actor
 from ..store.db import CommitUnknown, cause, is_outage, shown, trouble
 from ..store.keyset import Page
-from ..store.queries import LARGEST_ID, MAX_LIMIT
+from ..store.queries import MAX_LIMIT
 from .installation import Installation
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ def _style(class_name: str) -> str:
 
 # -- options that several commands have ----------------------------------------------------------------------
 
-ID = click.IntRange(1, LARGEST_ID)
+ID = click.IntRange(1, LARGEST)
 VERSION = click.IntRange(1, 2**31 - 1)
 MOMENT_HELP = "such as 2026-03-01T12:00, UTC unless it has an offset"
 

@@ -27,7 +27,7 @@ from pydantic_core import ErrorDetails, core_schema
 
 from .errors import Invalid
 from .fields import FIELDS, MAX_TAGS_LENGTH, JobField, Kind
-from .untrusted import MAX_TOLD, name_problem, visible
+from .untrusted import MAX_DEPTH, MAX_TOLD, name_problem, unstorable, visible
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -207,10 +207,9 @@ else:
 
 
 def check_parameters(value: Any) -> dict[str, Any]:
-    """`value` if it is a JSON object of bounded size; raises ValueError otherwise."""
+    """`value` if it is a JSON object of bounded size that can be stored; raises ValueError otherwise."""
     try:
         text = json.dumps(value, allow_nan=False)
-        text.encode()
     except (TypeError, ValueError, RecursionError):
         raise ValueError("must be plain JSON values") from None
     if not isinstance(value, dict):
@@ -220,6 +219,9 @@ def check_parameters(value: Any) -> dict[str, Any]:
     for key in _keys(value):
         if problem := name_problem(key):
             raise ValueError(f"the key {visible(key[:40])!r} {problem}")
+    for key, part in value.items():
+        if problem := unstorable(part, MAX_DEPTH - 1):
+            raise ValueError(f"{key[:40]!r} holds {problem}, which cannot be stored: remove it")
     return value
 
 

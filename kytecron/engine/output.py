@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from ..core.ansi import rest_of_sequence, unfinished
+from ..core.untrusted import MAX_DEPTH, TOO_DEEP, storable
 from .child import MASKED, hide
 
 PIECE = 256 * 1024
@@ -31,9 +32,6 @@ BLOCK = 64 * 1024
 
 SEQUENCE = 64
 """Bytes of a begun escape sequence that wait for its end; a longer one is shown in parts."""
-
-DEEPEST = 64
-"""Levels of nesting kept of a value that a job reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +94,14 @@ class Mask:
 
     def text(self, text: str) -> str:
         """`text` with the secrets masked, NUL made visible, and nothing in it that UTF-8 cannot hold."""
-        text = hide(text, self.texts).replace("\0", "␀")
-        return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+        return storable(hide(text, self.texts))
 
     def value(self, value: Any, depth: int = 0) -> Any:
         """The same for every text inside a JSON value."""
         if isinstance(value, str):
             return self.text(value)
-        if depth == DEEPEST and isinstance(value, list | dict):
-            return "(nested too deeply)"
+        if depth == MAX_DEPTH and isinstance(value, list | dict):
+            return TOO_DEEP
         if isinstance(value, list):
             return [self.value(item, depth + 1) for item in value]
         if isinstance(value, dict):
@@ -226,7 +223,7 @@ class Output:
         return "".join(texts), True
 
     def _keep(self, text: str) -> None:
-        data = text.replace("\0", "␀").encode()
+        data = storable(text).encode()
         if self._head_room:
             size = _cut(data, self._head_room)
             if size:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.states import Outcome, Status
+from ..core.untrusted import MAX_DEPTH, too_deep
 from .child import LONGEST_CALL, NO_CHANNEL, UNTOLD, boot_time, cpu_limit_error, dump, encode_request
 from .forkserver import ITSELF, LOST_LEASE, TIMEOUT
 from .output import Mask, Output
@@ -313,8 +314,11 @@ def _own_end(run: Run, ended: News) -> Outcome:
 def _reported(run: Run, report: dict[str, Any]) -> Outcome:
     match report["end"]:
         case "completed":
-            # The state is the job's own and goes back to it: nothing in it is masked.
             state = report.get("state")
+            if too_deep(state):
+                problem = f"self.state cannot be kept: it is nested more than {MAX_DEPTH} levels deep"
+                return Outcome(Status.FAILED, error=problem)
+            # The state is the job's own and goes back to it: nothing in it is masked.
             return Outcome(
                 Status.COMPLETED,
                 result=run.mask.value(report.get("result")),

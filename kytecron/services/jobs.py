@@ -24,7 +24,7 @@ from ..core.errors import Conflict, Invalid, NotFound, Stale
 from ..core.fields import COLUMNS, FIELDS, MAX_NAME, REPLANNED_BY, SCHEDULE_FIELDS
 from ..core.jobspec import JobFields, normalise_aliases, parse_job
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, Schedule, tzdata_order, unused_problems
-from ..core.untrusted import visible
+from ..core.untrusted import LARGEST, visible
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.dialects import WRITING
@@ -32,7 +32,7 @@ from ..store.models import CronJob, CronJobDependency, CronJobExecution, KyteCro
 from . import audit, lifecycle, registry, slots, versions
 from .audit import Actor
 from .base import Service
-from .versions import LARGEST_ID, lock_job, read_job, touch
+from .versions import lock_job, read_job, touch
 from .webhook import validate_webhook_url
 
 DEPENDENCY: Any = CronJobDependency.__table__
@@ -136,7 +136,7 @@ def find(session: Session, name_or_id: str | int) -> CronJob:
         job: CronJob | None = session.scalar(_named(text).execution_options(populate_existing=True))
         if job is not None:
             return job
-    if text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST_ID)):
+    if text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST)):
         return read_job(session, int(text))
     raise NotFound(f"No job has the name {text[:MAX_NAME]!r}")
 
@@ -318,7 +318,7 @@ def _clashes(session: Session, fields: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     if "name" not in wrong and (owner := _owner(session, parsed.name)) is not None:
         found["name"] = _taken(parsed.name, owner)
-    known = [parent for parent in parsed.depends_on if 0 < parent <= LARGEST_ID]
+    known = [parent for parent in parsed.depends_on if 0 < parent <= LARGEST]
     query = sa.select(CronJob.id).where(CronJob.id.in_(known), CronJob.deleted_id == 0)
     if lost := sorted(set(parsed.depends_on) - set(session.scalars(query))):
         found["depends_on"] = f"depends_on: job {lost[0]} does not exist"
@@ -381,7 +381,7 @@ def _edges(session: Session) -> dict[int, list[int]]:
 
 def _with_ancestors(edges: Mapping[int, Collection[int]], jobs: Iterable[int]) -> set[int]:
     reached: set[int] = set()
-    todo = [job for job in jobs if 0 < job <= LARGEST_ID]
+    todo = [job for job in jobs if 0 < job <= LARGEST]
     while todo:
         job = todo.pop()
         if job not in reached:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, NotFound, Unreadable
 from ..core.states import ACTIVE
-from ..core.untrusted import name_problem
+from ..core.untrusted import LARGEST, name_problem
 from ..store import db, dialects
 from ..store.db import transactional
 from ..store.dialects import AT_ONCE
@@ -36,7 +36,6 @@ VERSION: Any = KyteCronJobVersion.__table__
 
 MAX_MESSAGE = 500
 MAX_PAGE = 200
-LARGEST_ID = 2**63 - 1
 LARGEST_CONTENT = 16_000_000
 """Bytes that stored source may unpack to: more than code was ever allowed to have."""
 
@@ -151,7 +150,7 @@ def read_job(session: Session, job_id: int) -> CronJob:
 
 
 def _living_job(job_id: int) -> Any:
-    known = CronJob.id == job_id if 0 < job_id <= LARGEST_ID else sa.false()
+    known = CronJob.id == job_id if 0 < job_id <= LARGEST else sa.false()
     # What the session remembers of the row may be older than what another process wrote.
     return sa.select(CronJob).where(known, CronJob.deleted_id == 0).execution_options(populate_existing=True)
 
@@ -392,7 +391,7 @@ def sources(session: Session, hashes: Collection[str]) -> dict[str, str | Unread
 
 
 def _is_version(job_id: int, version_number: int) -> Any:
-    if not (0 < job_id <= LARGEST_ID and 0 < version_number <= LARGEST_ID):
+    if not (0 < job_id <= LARGEST and 0 < version_number <= LARGEST):
         return sa.false()
     return sa.and_(VERSION.c.cron_job == job_id, VERSION.c.version_number == version_number)
 
@@ -401,12 +400,12 @@ def history(
     session: Session, job_id: int, limit: int = 50, before: int | None = None
 ) -> Sequence[KyteCronJobVersion]:
     """Versions of a job, deleted or not, newest first; `before` is exclusive. Raises NotFound."""
-    known = 0 < job_id <= LARGEST_ID
+    known = 0 < job_id <= LARGEST
     if not known or session.scalar(sa.select(CronJob.id).where(CronJob.id == job_id)) is None:
         raise NotFound(f"Job {job_id} does not exist")
     query = sa.select(KyteCronJobVersion).where(KyteCronJobVersion.cron_job == job_id)
     if before is not None:
-        query = query.where(KyteCronJobVersion.version_number < min(before, LARGEST_ID))
+        query = query.where(KyteCronJobVersion.version_number < min(before, LARGEST))
     return session.scalars(
         query.order_by(KyteCronJobVersion.version_number.desc())
         .limit(max(1, min(limit, MAX_PAGE)))

@@ -20,8 +20,9 @@ from ..core.dependencies import ParentState, Waiting
 from ..core.errors import Invalid, NotFound
 from ..core.schedule import in_words, tzdata_order
 from ..core.states import ENDED, FINAL, Origin, Status
+from ..core.untrusted import LARGEST
 from ..core.words import count
-from ..store import db, locks, queries
+from ..store import db, locks
 from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
 from . import registry, slots
@@ -96,7 +97,7 @@ def explain(session: Session, job_id: int, now: datetime | None = None) -> Why:
 
     `now` is by the database's clock, which is asked if it is not given.
     """
-    job = session.get(CronJob, job_id, populate_existing=True) if 0 < job_id <= queries.LARGEST_ID else None
+    job = session.get(CronJob, job_id, populate_existing=True) if 0 < job_id <= LARGEST else None
     if job is None:
         raise NotFound(f"Job {job_id} does not exist")
     look = _Look(session, job, now or db.now(session))

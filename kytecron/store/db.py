@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from ..config import Settings
 from ..core.errors import Invalid
+from ..core.untrusted import MAX_DEPTH, storable_json, too_deep
 from . import dialects
 from .dialects import WRITING, Fault
 
@@ -56,7 +58,7 @@ def engine_options(
     """
     parsed = _parsed(url)
     chosen = dialects.of_address(parsed).options(parsed, statement_seconds, idle_seconds)
-    return {"json_deserializer": _read_json, **chosen}
+    return {"json_serializer": _write_json, "json_deserializer": _read_json, **chosen}
 
 
 def _parsed(url: str | URL) -> URL:
@@ -73,6 +75,26 @@ def _parsed(url: str | URL) -> URL:
             }
         ) from None
     return parsed
+
+
+_ESCAPED = re.compile(r"\\u(?:0000|d[89a-f])")
+"""How NUL and halves of characters are written; characters beyond U+FFFF are written as two halves."""
+
+
+def _write_json(value: Any) -> str:
+    """What a JSON column is given: see `storable_json`. One value must not keep a whole batch from being written."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except ValueError:
+        text = None
+    if text is None or _ESCAPED.search(text) or (_may_be_deep(text) and too_deep(value)):
+        text = json.dumps(storable_json(value), allow_nan=False)
+    return text
+
+
+def _may_be_deep(text: str) -> bool:
+    """Whether there are brackets enough: to walk through every value would take longer than to write it."""
+    return text.count("[") + text.count("{") > MAX_DEPTH
 
 
 def _read_json(text: str) -> Any:
@@ -175,7 +197,7 @@ def is_outage(error: BaseException) -> bool:
         return True
     if not dialects.is_drivers(_original(error)) or is_row_conflict(error) or is_missing(error):
         return False
-    if fault_of(error) is Fault.TOO_LONG:
+    if fault_of(error) in (Fault.TOO_LONG, Fault.VALUE):
         return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True

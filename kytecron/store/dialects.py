@@ -64,6 +64,8 @@ class Fault(Enum):
     NO_COLUMN = "no column"
     TOO_LONG = "too long"
     """A statement of more bytes than the database takes: it will never take it, and is well."""
+    VALUE = "value"
+    """A value that cannot be kept: one statement is wrong, and the database is well."""
     GARBLED = "garbled"
     """The connection cannot be understood any more."""
 
@@ -638,6 +640,8 @@ MYSQL = Dialect(
             Fault.NO_TABLE: Signs(frozenset({1146})),
             Fault.NO_COLUMN: Signs(frozenset({1054})),
             Fault.TOO_LONG: Signs(frozenset({TOO_LONG})),
+            # Constraints (MariaDB's JSON is one), JSON. PyMySQL takes what it does not know for an outage.
+            Fault.VALUE: Signs(frozenset({4025, 3819, 3140, 3141, 3157})),
             Fault.GARBLED: Signs(words=("Packet sequence",)),
         },
     ),

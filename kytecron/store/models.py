@@ -16,6 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from ..core.choices import MessageStatus, Role, Source, TokenKind
 from ..core.fields import COLUMNS, FIELDS, JobField, Kind
 from ..core.states import Origin, Status
+from ..core.untrusted import storable
 from . import dialects
 from .dialects import Id, Rare
 
@@ -53,11 +54,32 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
+class ShortText(sa.types.TypeDecorator[str]):
+    """Text of at most so many characters. What no database takes is made visible on its way in: see `storable`.
+
+    So it is with what columns are compared with: whoever searches for a NUL finds the sign for it.
+    """
+
+    impl = sa.String
+    cache_ok = True
+    length: int
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        if not isinstance(value, str):
+            return value
+        kept = storable(value)
+        # Half a character takes more room once it is seen.
+        return kept[: self.length] if len(kept) > len(value) else kept
+
+
 class LongText(sa.types.TypeDecorator[str]):
-    """Text of any length."""
+    """Text of any length, made visible as `ShortText` is."""
 
     impl = sa.Text
     cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        return storable(value) if isinstance(value, str) else value
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         return dialect.type_descriptor(dialects.of_type(dialect).long_text())
@@ -90,7 +112,7 @@ def _count() -> Mapped[int]:
 
 
 def _word(default: str, length: int = 16) -> Mapped[str]:
-    return mapped_column(sa.String(length), nullable=False, default=default, server_default=default)
+    return mapped_column(ShortText(length), nullable=False, default=default, server_default=default)
 
 
 def _column(one: JobField) -> Any:
@@ -98,7 +120,7 @@ def _column(one: JobField) -> Any:
     width = one.width or one.longest or 16
     match one.kind:
         case Kind.LINE | Kind.PROSE | Kind.CHOICE | Kind.WEEKDAYS if one.required or one.optional:
-            return mapped_column(sa.String(width), nullable=one.optional)
+            return mapped_column(ShortText(width), nullable=one.optional)
         case Kind.LINE | Kind.PROSE | Kind.CHOICE | Kind.WEEKDAYS:
             return _word(one.a_default(), width)
         case Kind.WORDS:
@@ -175,10 +197,10 @@ class CronJob(Configuration, Base):
     id: Mapped[int] = _id()
     schedule_anchor: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """The first slot of an interval."""
-    disabled_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    disabled_reason: Mapped[str | None] = mapped_column(ShortText(500))
     next_run_time: Mapped[datetime | None] = mapped_column(UtcDateTime)
     in_dead_letter_queue: Mapped[bool] = _flag(False)
-    dead_letter_reason: Mapped[str | None] = mapped_column(sa.String(2000))
+    dead_letter_reason: Mapped[str | None] = mapped_column(ShortText(2000))
     dead_letter_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     consecutive_failures: Mapped[int] = _number(0)
     failing_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -207,7 +229,7 @@ class CronJob(Configuration, Base):
     recent_results: Mapped[str] = _word("", 30)
     """The last 30 chains that ran, oldest first, one letter each for how they ended: see `services.endings.LETTERS`."""
     last_execution: Mapped[int | None] = mapped_column(Id)
-    last_status: Mapped[str | None] = mapped_column(sa.String(16))
+    last_status: Mapped[str | None] = mapped_column(ShortText(16))
     last_run_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_success_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_success_version: Mapped[int | None] = mapped_column(sa.Integer)
@@ -217,9 +239,9 @@ class CronJob(Configuration, Base):
     revision: Mapped[int] = _number(1)
     """Grows with every edit of the configuration; an edit that started from an older one is refused."""
     created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+    created_by: Mapped[str | None] = mapped_column(ShortText(100))
     updated_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    updated_by: Mapped[str | None] = mapped_column(sa.String(100))
+    updated_by: Mapped[str | None] = mapped_column(ShortText(100))
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     deleted_id: Mapped[int] = mapped_column(Id, nullable=False, default=0, server_default="0")
     """0 while the job lives, its own id once deleted: a deleted job's name is free again."""
@@ -279,7 +301,7 @@ class CronJobExecution(Base):
     """Orders due rows: due_time plus a handicap for low priority, so that age wins in the end."""
     priority: Mapped[int] = _number(5)
     worker_tag: Mapped[str] = _word("", 64)
-    waiting_for: Mapped[str | None] = mapped_column(sa.String(500))
+    waiting_for: Mapped[str | None] = mapped_column(ShortText(500))
     waiting_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     parents_used: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
 
@@ -288,15 +310,15 @@ class CronJobExecution(Base):
     requested_version: Mapped[int | None] = mapped_column(sa.Integer)
     """A version that somebody asked for; NULL means the current one at the start, retries included."""
     parameters: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
-    note: Mapped[str | None] = mapped_column(sa.String(500))
-    triggered_by: Mapped[str | None] = mapped_column(sa.String(100))
-    cancel_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    note: Mapped[str | None] = mapped_column(ShortText(500))
+    triggered_by: Mapped[str | None] = mapped_column(ShortText(100))
+    cancel_reason: Mapped[str | None] = mapped_column(ShortText(500))
     """Set: whoever runs this is asked to stop it."""
 
-    release_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    release_reason: Mapped[str | None] = mapped_column(ShortText(500))
     """Set: whoever runs this is asked to stop it and to give it up as lost."""
 
-    locked_by: Mapped[str | None] = mapped_column(sa.String(100))
+    locked_by: Mapped[str | None] = mapped_column(ShortText(100))
     locked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     locked_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     token: Mapped[int | None] = mapped_column(sa.BigInteger)
@@ -312,15 +334,15 @@ class CronJobExecution(Base):
     memory_peak_mb: Mapped[float | None] = mapped_column(sa.Float)
     exit_code: Mapped[int | None] = mapped_column(sa.Integer)
     progress_percent: Mapped[float | None] = mapped_column(sa.Float)
-    progress_note: Mapped[str | None] = mapped_column(sa.String(500))
+    progress_note: Mapped[str | None] = mapped_column(ShortText(500))
 
     output: Mapped[str | None] = mapped_column(LongText, deferred=True)
     """What was printed after the last row in CronJobOutput: all of it, for a short run."""
     output_bytes: Mapped[int] = _count()
-    error: Mapped[str | None] = mapped_column(sa.String(2000))
+    error: Mapped[str | None] = mapped_column(ShortText(2000))
     stack_trace: Mapped[str | None] = mapped_column(LongText, deferred=True)
     result: Mapped[Any | None] = mapped_column(sa.JSON(none_as_null=True), deferred=True)
-    skipped_reason: Mapped[str | None] = mapped_column(sa.String(500))
+    skipped_reason: Mapped[str | None] = mapped_column(ShortText(500))
     slots_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """Of a row that stands for many missed slots, from `scheduled_time` on: the last of them."""
     slots_count: Mapped[int] = _number(1)
@@ -403,7 +425,7 @@ class KyteCronJobVersionContent(Base):
 
     __tablename__ = "KyteCronJobVersionContent"
 
-    content_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    content_hash: Mapped[str] = mapped_column(ShortText(64), primary_key=True)
     code: Mapped[bytes] = mapped_column(LongBlob, deferred=True)
     size_bytes: Mapped[int] = _number(0)
     compressed_bytes: Mapped[int] = _number(0)
@@ -423,7 +445,7 @@ class KyteCronJobVersion(Base):
     cron_job: Mapped[int] = mapped_column(Id, sa.ForeignKey("CronJob.id"))
     version_number: Mapped[int] = mapped_column(sa.Integer)
     content_hash: Mapped[str] = mapped_column(
-        sa.String(64), sa.ForeignKey("KyteCronJobVersionContent.content_hash"), index=True
+        ShortText(64), sa.ForeignKey("KyteCronJobVersionContent.content_hash"), index=True
     )
     is_current: Mapped[bool] = _flag(False)
     message: Mapped[str] = _word("", 500)
@@ -434,7 +456,7 @@ class KyteCronJobVersion(Base):
     lines_before: Mapped[int] = _number(0)
     lines_after: Mapped[int] = _number(0)
     created_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+    created_by: Mapped[str | None] = mapped_column(ShortText(100))
 
     __table_args__ = (sa.UniqueConstraint("cron_job", "version_number"),)
 
@@ -455,19 +477,19 @@ class CronOutbox(Base):
     __tablename__ = "CronOutbox"
 
     id: Mapped[int] = _id()
-    cause: Mapped[str] = mapped_column(sa.String(200))
+    cause: Mapped[str] = mapped_column(ShortText(200))
     """One message per cause and channel, for example `job 5: failure, execution 17`."""
-    kind: Mapped[str] = mapped_column(sa.String(32))
-    channel: Mapped[str] = mapped_column(sa.String(16))
-    target: Mapped[str] = mapped_column(sa.String(500))
+    kind: Mapped[str] = mapped_column(ShortText(32))
+    channel: Mapped[str] = mapped_column(ShortText(16))
+    target: Mapped[str] = mapped_column(ShortText(500))
     payload: Mapped[dict[str, Any]] = mapped_column(sa.JSON)
     cron_job: Mapped[int | None] = mapped_column(Id)
     execution: Mapped[int | None] = mapped_column(Id)
     status: Mapped[str] = _word(MessageStatus.PENDING)
     attempts: Mapped[int] = _number(0)
     due_time: Mapped[datetime] = mapped_column(UtcDateTime)
-    locked_by: Mapped[str | None] = mapped_column(sa.String(100))
-    last_error: Mapped[str | None] = mapped_column(sa.String(500))
+    locked_by: Mapped[str | None] = mapped_column(ShortText(100))
+    last_error: Mapped[str | None] = mapped_column(ShortText(500))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     sent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -482,13 +504,13 @@ class CronWorkerRecord(Base):
 
     __tablename__ = "CronWorker"
 
-    worker_id: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
-    host: Mapped[str] = mapped_column(sa.String(255))
-    boot_id: Mapped[str] = mapped_column(sa.String(64))
+    worker_id: Mapped[str] = mapped_column(ShortText(100), primary_key=True)
+    host: Mapped[str] = mapped_column(ShortText(255))
+    boot_id: Mapped[str] = mapped_column(ShortText(64))
     pid: Mapped[int] = mapped_column(sa.Integer)
-    process_started: Mapped[str] = mapped_column(sa.String(32))
+    process_started: Mapped[str] = mapped_column(ShortText(32))
     """The kernel's start time of the process: with host, boot and pid it names one life of one process."""
-    version: Mapped[str] = mapped_column(sa.String(32))
+    version: Mapped[str] = mapped_column(ShortText(32))
     tags: Mapped[str] = _word("", 500)
     slots: Mapped[int] = _number(1)
     running: Mapped[int] = _number(0)
@@ -505,7 +527,7 @@ class CronWorkerRecord(Base):
     renew_seconds: Mapped[float] = mapped_column(sa.Float, default=10.0, server_default="10")
     """Its own: it reports this often."""
     statistics: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
-    trouble: Mapped[str | None] = mapped_column(sa.String(500))
+    trouble: Mapped[str | None] = mapped_column(ShortText(500))
     """What keeps this worker from starting runs, for people."""
     trouble_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     trouble_jobs: Mapped[list[int] | None] = mapped_column(sa.JSON(none_as_null=True))
@@ -518,8 +540,8 @@ class CronUser(Base):
     __tablename__ = "CronUser"
 
     id: Mapped[int] = _id()
-    username: Mapped[str] = mapped_column(sa.String(100), unique=True)
-    password_hash: Mapped[str | None] = mapped_column(sa.String(255))
+    username: Mapped[str] = mapped_column(ShortText(100), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(ShortText(255))
     role: Mapped[str] = _word(Role.VIEWER)
     enabled: Mapped[bool] = _flag(True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -531,7 +553,7 @@ class CronSession(Base):
 
     __tablename__ = "CronSession"
 
-    token_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    token_hash: Mapped[str] = mapped_column(ShortText(64), primary_key=True)
     user: Mapped[int] = mapped_column(Id, sa.ForeignKey("CronUser.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -546,12 +568,12 @@ class CronToken(Base):
     __tablename__ = "CronToken"
 
     id: Mapped[int] = _id()
-    name: Mapped[str] = mapped_column(sa.String(100))
-    token_hash: Mapped[str] = mapped_column(sa.String(64), unique=True)
-    role: Mapped[str] = mapped_column(sa.String(16))
+    name: Mapped[str] = mapped_column(ShortText(100))
+    token_hash: Mapped[str] = mapped_column(ShortText(64), unique=True)
+    role: Mapped[str] = mapped_column(ShortText(16))
     kind: Mapped[str] = _word(TokenKind.API)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    created_by: Mapped[str | None] = mapped_column(sa.String(100))
+    created_by: Mapped[str | None] = mapped_column(ShortText(100))
     expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     last_used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -562,7 +584,7 @@ class CronThrottle(Base):
 
     __tablename__ = "CronThrottle"
 
-    key: Mapped[str] = mapped_column(sa.String(200), primary_key=True)
+    key: Mapped[str] = mapped_column(ShortText(200), primary_key=True)
     window: Mapped[datetime] = mapped_column(UtcDateTime, primary_key=True)
     count: Mapped[int] = _number(0)
 
@@ -574,9 +596,9 @@ class CronIdempotencyKey(Base):
 
     __tablename__ = "CronIdempotencyKey"
 
-    key_hash: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    key_hash: Mapped[str] = mapped_column(ShortText(64), primary_key=True)
     """Of the caller and the key together: two callers never share one."""
-    request_hash: Mapped[str] = mapped_column(sa.String(64))
+    request_hash: Mapped[str] = mapped_column(ShortText(64))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
     status: Mapped[int | None] = mapped_column(sa.Integer)
     """NULL until the request has been answered."""
@@ -591,12 +613,12 @@ class CronAudit(Base):
 
     id: Mapped[int] = _id()
     at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-    actor: Mapped[str] = mapped_column(sa.String(100))
+    actor: Mapped[str] = mapped_column(ShortText(100))
     source: Mapped[str] = _word(Source.PYTHON)
     ip: Mapped[str] = _word("", 64)
-    action: Mapped[str] = mapped_column(sa.String(64))
-    subject_type: Mapped[str] = mapped_column(sa.String(32))
-    subject_id: Mapped[str] = mapped_column(sa.String(64))
+    action: Mapped[str] = mapped_column(ShortText(64))
+    subject_type: Mapped[str] = mapped_column(ShortText(32))
+    subject_id: Mapped[str] = mapped_column(ShortText(64))
     subject_name: Mapped[str] = _word("", 200)
     before: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     after: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
@@ -610,11 +632,11 @@ class CronSecret(Base):
     __tablename__ = "CronSecret"
 
     id: Mapped[int] = _id()
-    name: Mapped[str] = mapped_column(sa.String(100), unique=True)
+    name: Mapped[str] = mapped_column(ShortText(100), unique=True)
     ciphertext: Mapped[bytes] = mapped_column(LongBlob, deferred=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    updated_by: Mapped[str | None] = mapped_column(sa.String(100))
+    updated_by: Mapped[str | None] = mapped_column(ShortText(100))
 
 
 class CronJobSecret(Base):

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session, undefer
 
 from ..core.errors import Invalid, NotFound
 from ..core.states import FINAL, UNSUCCESSFUL, Status
+from ..core.untrusted import LARGEST
 from . import dialects
 from .claims import ON_SCHEDULE
 from .keyset import Key, Order, Page
@@ -51,7 +52,6 @@ SCANNED = 5_000
 SCANNED_FOR_TEXT = 2_000
 LOG_CHARACTERS = 1_000_000
 """About as much of a log comes at once."""
-LARGEST_ID = 2**63 - 1
 
 
 # -- jobs ----------------------------------------------------------------------------------------------------
@@ -684,7 +684,7 @@ def _require_range(begin: datetime | None, end: datetime | None) -> None:
 
 def _known_id(number: int) -> int:
     """`number`, or an id that nothing has where a database could not even hold it."""
-    return number if 0 < number <= LARGEST_ID else 0
+    return number if 0 < number <= LARGEST else 0
 
 
 def _choice(field: str, value: str, choices: dict[str, Any]) -> Any:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from kytecron.core.errors import Invalid
-from kytecron.core.untrusted import MAX_TOLD, first_repeated, name_problem, visible
+from kytecron.core.untrusted import (
+    MAX_TOLD,
+    first_repeated,
+    name_problem,
+    storable,
+    storable_json,
+    unstorable,
+    visible,
+)
 
 MISLEADING = {
     "right-to-left override": "\u202e",
@@ -71,6 +81,23 @@ def test_notes_may_have_several_lines():
 def test_what_is_shown_shows_every_character():
     assert visible("a\u202eb\ud800") == "a⟨U+202E⟩b⟨U+D800⟩"
     assert visible("👩\u200d💻 é\n") == "👩\u200d💻 é\n"
+
+
+def test_what_cannot_be_stored_is_made_visible_and_the_rest_stays_as_it_is():
+    assert storable("nul \0, half a pair \ud800, fine ☃") == "nul ␀, half a pair \\ud800, fine ☃"
+    fine = "\x01 \x7f é 🙂 \ufffe \\u0000"
+    assert storable(fine) is fine
+    assert storable_json({"a\0": [math.inf, 1, None, ("\udfff",)], 1: fine}) == {
+        "a␀": ["Infinity", 1, None, ["\\udfff"]],
+        1: fine,
+    }
+
+
+@pytest.mark.parametrize("value", ["\0", "\ud800", 2**63, -(2**63), math.nan, -math.inf])
+def test_what_cannot_be_stored_is_told_wherever_it_stands(value):
+    for holding in (value, [[], [value]], {"a": {"b": value}}):
+        assert unstorable(holding)
+    assert unstorable({"a": [2**63 - 1, "é🙂", 1e300, None, True]}) is None
 
 
 def test_the_first_repetition_is_found():

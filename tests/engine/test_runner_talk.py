@@ -135,6 +135,8 @@ def test_a_state_that_cannot_be_kept_fails_the_run(runs: Runs) -> None:
     assert not_json.error == "self.state cannot be kept: Object of type set is not JSON serializable"
     too_much = runs.run("self.state['log'] = 'x' * 70_000")
     assert too_much.error == "self.state cannot be kept: it takes 70,011 characters of at most 65,536"
+    too_deep = runs.run("for _ in range(31): self.state = {'in': [self.state]}")
+    assert too_deep.error == "self.state cannot be kept: it is nested more than 31 levels deep"
     assert "TypeError: self.state must be a dict" in (runs.run("self.state = []").error or "")
 
 

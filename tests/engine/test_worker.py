@@ -208,7 +208,17 @@ class P(CronJobBase):
         assert run.result == 42
 
 
-@pytest.mark.parametrize("asked", ["find_job(10**40)", "trigger('\\ud800')", "trigger(1, parameters=[5])"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "find_job(10**40)",
+        "trigger('\\ud800')",
+        "latest_result('\\0')",
+        "trigger(1, parameters=[5])",
+        "trigger(1, parameters={'a': ['\\0']})",
+        "trigger(1, note='\\0\\ud800')",
+    ],
+)
 def test_a_job_that_asks_for_what_no_database_can_answer_is_told_and_harms_nobody(
     settings: Settings, session: Session, journal: Journal, asked: str
 ) -> None:

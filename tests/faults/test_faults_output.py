@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from kytecron.config import Settings
 from kytecron.services import lifecycle
 from kytecron.store.models import CronJobOutput
+from tests.factories import fresh
 from tests.faults.scene import ANNA, SHORT, clockwork, in_the_end, keeps_going
 from tests.workers import Journal, executions, make_job, wait_for, wait_for_statuses, working
 
@@ -68,6 +69,22 @@ self.progress(50, "\x00\ud800")
     )
     with working(settings, **SHORT) as worker:
         run = lifecycle.trigger(session, job.id, actor=ANNA)
-        wait_for_statuses(session, job, "completed")
+        (odd,) = wait_for_statuses(session, job, "completed")
         in_the_end(session, journal, [worker])
+    assert (odd.result, fresh(session, job).state) == ("␀\\ud800", {"odd": "␀\\ud800"})
     assert _output(session, run.id) == "nul ␀ bad \\xff\\xfe half \\xe2\\x82\nsurrogate \\udc80\n"
+
+
+def test_a_result_nested_deeper_than_a_database_keeps_harms_nothing(
+    settings: Settings, session: Session, journal: Journal
+) -> None:
+    deep = "deep = []; [deep := [deep] for _ in range(200)]; return deep"
+    job = make_job(session, journal.code().replace('note(self, "end")', f'note(self, "end"); {deep}'))
+    quiet = clockwork(session, journal)
+    with working(settings, **SHORT) as worker:
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        (run,) = wait_for_statuses(session, job, "completed")
+        keeps_going(session, quiet)
+        in_the_end(session, journal, [worker])
+        assert "database is not available" not in worker.log()
+    assert "(nested too deeply)" in str(run.result)

@@ -250,6 +250,9 @@ def test_parameters_note_and_version_go_along_and_wrong_ones_come_back_to_the_fo
         assert answer.status_code == 422, wrong
         assert "must be" in text_of(answer.text)
         assert 'value="my note"' in answer.text
+    odd = operator.post(f"/jobs/{job.id}/trigger", {"parameters": '{"region": "\\u0000"}'})
+    assert odd.status_code == 422
+    assert "'region' holds a NUL or half a character, which cannot be stored" in text_of(odd.text)
     wrong_version = operator.post(f"/jobs/{job.id}/trigger", {"version": "7"})
     assert wrong_version.status_code == 422
     operator.post(
