@@ -54,15 +54,19 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=UTC)
 
 
-class ShortText(sa.types.TypeDecorator[str]):
-    """Text of at most so many characters. What no database takes is made visible on its way in: see `storable`.
+class _Text(sa.types.TypeDecorator[str]):
+    """What no database takes is made visible on its way in: see `storable`.
 
     So it is with what columns are compared with: whoever searches for a NUL finds the sign for it.
     """
 
     impl = sa.String
     cache_ok = True
-    length: int
+    length: int | None
+
+    @property
+    def python_type(self) -> type[str]:
+        return str
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
         if not isinstance(value, str):
@@ -72,14 +76,17 @@ class ShortText(sa.types.TypeDecorator[str]):
         return kept[: self.length] if len(kept) > len(value) else kept
 
 
-class LongText(sa.types.TypeDecorator[str]):
-    """Text of any length, made visible as `ShortText` is."""
+class ShortText(_Text):
+    """Text of at most so many characters."""
+
+    cache_ok = True
+
+
+class LongText(_Text):
+    """Text of any length."""
 
     impl = sa.Text
     cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        return storable(value) if isinstance(value, str) else value
 
     def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
         return dialect.type_descriptor(dialects.of_type(dialect).long_text())

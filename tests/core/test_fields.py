@@ -9,7 +9,6 @@ from typing import Any, assert_never, get_args, get_type_hints
 
 import click
 import pytest
-import sqlalchemy as sa
 from sqlalchemy.orm import Mapped
 
 from kytecron.cli import fields as options
@@ -29,7 +28,7 @@ from kytecron.core.fields import (
     read_by,
 )
 from kytecron.core.schedule import unused_problems
-from kytecron.store.models import Configuration, CronJob
+from kytecron.store.models import Configuration, CronJob, ShortText
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fields.md"
 JOB: Any = CronJob.__table__
@@ -114,7 +113,7 @@ def test_it_has_a_column_whose_type_the_model_tells(name: str) -> None:
     one, column = FIELDS[name], JOB.c[name]
     assert column.nullable == (one.optional or one.kind is Kind.OBJECT)
     assert one.required or column.nullable or column.server_default is not None
-    if isinstance(column.type, sa.String) and one.longest and one.kind is not Kind.WORDS:
+    if isinstance(column.type, ShortText) and one.longest and one.kind is not Kind.WORDS:
         assert column.type.length >= one.longest
     hint = get_type_hints(Configuration).get(name)
     assert hint is not None, f"store/models.py: Configuration lacks the type of {name}"

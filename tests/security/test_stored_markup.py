@@ -20,7 +20,7 @@ from kytecron.services import accounts, audit, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
-from kytecron.store.models import Base, CronJob, CronJobExecution, CronJobOutput, CronUser
+from kytecron.store.models import Base, CronJob, CronJobExecution, CronJobOutput, CronUser, ShortText
 from tests.pages import HELLO, Visitor, database, make_job, text_of
 
 # Leaves a text, an attribute in either kind of quotes, a comment, a script, and a template.
@@ -153,7 +153,7 @@ def _plant_by_hand(session: Session, job_id: int) -> None:
     job = session.get_one(CronJob, job_id)
     keep = {"name", "schedule_type", "tags", "last_status", "recent_results", "slack_webhook"}
     for column in CronJob.__table__.columns:
-        if isinstance(column.type, sa.String) and column.key not in keep:
+        if isinstance(column.type, ShortText) and column.key not in keep:
             setattr(job, column.key, SHORT[: column.type.length])
     job.schedule_type, job.tags = "cron", f",{SHORT},"
     job.slack_webhook = LINK
