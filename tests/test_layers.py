@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron": {"kytecron.job", "kytecron.engine", "kytecron.services"},
     "kytecron.core": set(),
     "kytecron.config": CORE,
-    "kytecron.logs": {"kytecron.config"},
+    "kytecron.logs": {"kytecron.config", *CORE},
     "kytecron.store": STORE,
     "kytecron.requestdb": {"kytecron.store"},
     "kytecron.services": SERVICES,
