@@ -134,6 +134,7 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
             claims.update_job(session, job.id, {**changes, "next_run_time": following})
         else:
             next_times[job.id] = following
+    rows = _without_known_skips(session, rows)
     claims.insert_slots(session, rows)
     if claims.move_next_run_times(session, next_times) != len(next_times):
         raise RuntimeError("a locked job changed under its lock")
@@ -141,6 +142,27 @@ def _enqueue(session: Session, jobs: Sequence[Any], now: datetime) -> None:
     for job_id, active in around.replaced.items():
         endings.make_room(session, job_id, active, now)
     endings.look_at_waiting(session, {row["cron_job"] for row in rows if row["waiting_for"]}, now)
+
+
+def _without_known_skips(session: Session, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`rows` without slots to be skipped that are in the ledger already: they would be counted twice.
+
+    So it is where somebody has set next_run_time back by hand.
+    """
+    skipped: dict[int, list[datetime]] = {}
+    for row in rows:
+        if row["status"] == Status.SKIPPED:
+            skipped.setdefault(row["cron_job"], []).append(row["scheduled_time"])
+    known = {
+        (job_id, slot)
+        for job_id, slots_ in skipped.items()
+        for slot in claims.slots_with_rows(session, job_id, min(slots_), max(slots_))
+    }
+    return [
+        row
+        for row in rows
+        if row["status"] != Status.SKIPPED or (row["cron_job"], row["scheduled_time"]) not in known
+    ]
 
 
 def _enqueue_job(

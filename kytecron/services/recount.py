@@ -31,6 +31,8 @@ ENDED = sorted({*UNSUCCESSFUL, Status.COMPLETED, Status.CANCELLED, Status.SKIPPE
 LATEST = 200
 """So many of the newest chains by id hold the 30 that ended last."""
 BARS = 30
+NEAR = timedelta(seconds=5)
+"""A transaction reads the clock before it has its locks: which of two came first is not certain that close together."""
 
 Day = dict[str, int | None]
 """What is compared of a day's row, by column; `timed` is how many durations its histogram holds."""
@@ -271,11 +273,13 @@ def _totals(job: Any, days: Sequence[Day]) -> dict[str, int]:
 
 
 def _standing(session: Session, job: Any, pruned_until: date) -> dict[str, Any]:
-    """How the last chains of a job ended, how many failed in a row, and since when."""
+    """How the last chains of a job ended, how many slots were skipped or failed in a row, and since when."""
     chains = _latest_chains(session, job.id)
-    return {"recent_results": _letters(job, chains, pruned_until)} | _failing(
-        session, job, chains, pruned_until
-    )
+    return {
+        "recent_results": _letters(job, chains, pruned_until),
+        "skipped_in_a_row": _skipped_in_a_row(session, job, pruned_until),
+        **_failing(session, job, chains, pruned_until),
+    }
 
 
 def _latest_chains(session: Session, job_id: int) -> list[Any]:
@@ -300,6 +304,33 @@ def _letters(job: Any, chains: Sequence[Any], pruned_until: date) -> str:
     found = (older + letters)[-BARS:]
     # Those that ended at the same moment may stand in either order.
     return had if sorted(had) == sorted(found) else found
+
+
+def _skipped_in_a_row(session: Session, job: Any, pruned_until: date) -> int:
+    """How many slots were skipped since a run of a job last ended as something else."""
+    mine = (RUN.c.cron_job == job.id, RUN.c.completed_at.is_not(None))
+    last = session.scalar(
+        sa.select(sa.func.max(RUN.c.completed_at)).where(
+            *mine,
+            RUN.c.status.in_([*FAILURES, Status.COMPLETED, Status.CANCELLED]),
+            RUN.c.started_at.is_not(None),
+        )
+    )
+    skipped = sa.select(sa.func.coalesce(sa.func.sum(RUN.c.slots_count), 0)).where(
+        *mine, RUN.c.status == Status.SKIPPED
+    )
+    had: int = job.skipped_in_a_row
+    if last is None:
+        counted = int(session.scalar(skipped) or 0)
+        # Slots before those that are kept may have been skipped, too.
+        return max(had, counted) if pruned_until > date.min else counted
+
+    def since(when: datetime) -> int:
+        return int(session.scalar(skipped.where(RUN.c.completed_at > when)) or 0)
+
+    if job.chains_counted and since(last + NEAR) <= had <= since(last - NEAR):
+        return had
+    return since(last)
 
 
 def _failing(session: Session, job: Any, chains: Sequence[Any], pruned_until: date) -> dict[str, Any]:

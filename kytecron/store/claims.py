@@ -271,6 +271,22 @@ def _insertion(table: Any, columns: tuple[str, ...], on: Dialect) -> Prepared:
     return Prepared(on.insert_or_keep(table, values_of(table, columns)))
 
 
+_OWN_ROWS = Prepared(
+    sa.select(RUN.c.scheduled_time).where(
+        RUN.c.cron_job == sa.bindparam("job"),
+        RUN.c.scheduled_time.between(sa.bindparam("first"), sa.bindparam("last")),
+        RUN.c.rerun == 0,
+        RUN.c.retry_count == 0,
+    )
+)
+
+
+def slots_with_rows(session: Session, job_id: int, first: datetime, last: datetime) -> set[datetime]:
+    """The slots from `first` to `last` of a job that `insert_slots` would leave as they are."""
+    found = _OWN_ROWS.rows(session, {"job": job_id, "first": first, "last": last})
+    return {row.scheduled_time for row in found}
+
+
 def accounted_until(session: Session, job_id: int, first: datetime, last: datetime) -> datetime | None:
     """The newest slot from `first` to `last` that the ledger has of a job, in a row of its own or with others."""
     mine = (RUN.c.cron_job == job_id, RUN.c.rerun == 0, RUN.c.origin == Origin.SCHEDULE)

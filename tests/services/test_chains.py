@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,18 +11,19 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
-from kytecron.core.states import Outcome, Status
+from kytecron.core.states import Claim, Outcome, Status
 from kytecron.services import deadletters, doctor, lifecycle, retention
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
-from kytecron.services.recount import recount, recount_job
+from kytecron.services.recount import compare, recount, recount_job
 from kytecron.store import db
 from kytecron.store.figures import execution_summary, job_statistics
-from kytecron.store.models import CronJob, CronJobDailyStat
-from tests.factories import add_job, claim_one, fresh, runs_of
+from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution
+from tests.factories import LEASE, WORKER, add_job, ago, claim_one, fresh, runs_of
 
 DONE = Outcome(Status.COMPLETED, duration_ms=8100)
 FAILED = Outcome(Status.FAILED, error="ValueError: no", duration_ms=8000)
+SKIPPED = Outcome(Status.SKIPPED, skipped_reason="nothing to do", duration_ms=5)
 PERMANENT = Outcome(Status.FAILED, error="PermanentFailure: no", permanent=True, duration_ms=30)
 ANNA = Actor("anna")
 COUNTS = (
@@ -112,6 +114,65 @@ def test_kept_runs_of_an_earlier_release_are_counted_into_chains_once(
     assert sorted(map(tuple, days)) == [(2, 0), (2, 1)]
 
 
+def test_slots_skipped_since_the_last_run_are_known_after_an_upgrade(
+    session: Session, sessions: sessionmaker[Session], settings: Settings, engine: Engine
+) -> None:
+    """The column is younger than the runs: it begins with 0."""
+    job, never = chain(session, DONE), add_job(session)
+    lifecycle.enqueue_due(session)  # the run of `never` waits, and so nothing else of it runs
+    for count in (1, 2):
+        lifecycle.trigger(session, job.id, actor=ANNA)
+        lifecycle.settle(session, [(claim_of(session, job), SKIPPED)])
+        skip_due_slots(session, never, count + 1)
+    right = [fresh(session, one).skipped_in_a_row for one in (job, never)]
+    assert right == [2, 5]
+    for forgotten in ({"chains_counted": False, "skipped_in_a_row": 0}, {"skipped_in_a_row": 1}):
+        moved = sa.update(CronJobExecution).where(CronJobExecution.status == "completed")
+        hour_ago = ago(session, hours=1)
+        session.rollback()
+        session.execute(moved.values(completed_at=hour_ago))
+        session.execute(sa.update(CronJob).values(**forgotten))
+        session.commit()
+        assert ("chains_counted" in forgotten) == (told(engine, settings)[0] == "ok")
+        assert told(engine, settings, fix=True)[0] == "fixed"
+        assert [fresh(session, one).skipped_in_a_row for one in (job, never)] == right
+        assert told(engine, settings)[0] == "ok"
+
+
+def claim_of(session: Session, job: CronJob) -> Claim:
+    """Claim what is due, and return the claim of this job."""
+    return next(
+        run.claim for run in lifecycle.claim(session, WORKER, (), 9, LEASE) if run.claim.job_id == job.id
+    )
+
+
+def skip_due_slots(session: Session, job: CronJob, count: int) -> None:
+    """Let slots come while a run of the job goes on: they are skipped."""
+    for _ in range(count):
+        fresh(session, job).next_run_time = db.now(session) - timedelta(milliseconds=5)
+        session.commit()
+        lifecycle.enqueue_due(session)
+
+
+def test_slots_that_are_in_the_ledger_already_are_not_counted_again(session: Session) -> None:
+    """Somebody sets next_run_time back in SQL: what was skipped then is skipped once."""
+    first = ago(session, minutes=30)
+    job = add_job(
+        session, interval_seconds=60, schedule_anchor=first, next_run_time=first, misfire_policy="skip",
+        misfire_grace_seconds=1,
+    )  # fmt: skip
+    lifecycle.enqueue_due(session)
+    right = figures_of(session, job)
+    assert right["runs_skipped"] >= 30
+    for minutes in (0, 7):
+        fresh(session, job).next_run_time = first + timedelta(minutes=minutes)
+        session.commit()
+        lifecycle.enqueue_due(session)
+        assert figures_of(session, job) == right
+    assert fresh(session, job).skipped_in_a_row == right["runs_skipped"]
+    assert compare(session, job.id) == []
+
+
 def test_doctor_finds_figures_that_the_runs_do_not_come_to_and_counts_again(
     session: Session, settings: Settings, engine: Engine
 ) -> None:
@@ -125,6 +186,7 @@ def test_doctor_finds_figures_that_the_runs_do_not_come_to_and_counts_again(
         {"consecutive_failures": 9},
         {"recent_results": "cccf"},
         {"failing_since": today},
+        {"skipped_in_a_row": 4},
     ):
         session.execute(sa.update(CronJob).where(CronJob.id == jobs[0].id).values(**change))
         session.commit()
