@@ -93,8 +93,11 @@ SWEEP_SECONDS = 0.3
 
 STRAY_RETRY_SECONDS = 0.01
 
-SPARES = 4
+SPARES = 8
 """How many processes wait for a run."""
+
+FEW_SPARES = 4
+"""When no more than so many wait, others are made: several in a row cost less than one at a time."""
 
 RUN_ID = struct.Struct("=q")
 """What a spare process is told; the job's ends of its channels come along."""
@@ -253,13 +256,24 @@ class ForkServer:
     def _wait(self) -> bool:
         """Sleep until something happens; True when the worker has written, or is gone."""
         orders_came = False
-        events = self._poll.poll(0 if self._lacks_spares else self._timeout())
+        events = self._events(0 if self._lacks_spares else self._timeout())
         if not events and self._lacks_spares:
             self._make_spares()
         for fd, event in events:
             if fd == self._worker.fileno():
                 orders_came = bool(event & ~select.POLLOUT)
         return orders_came
+
+    def _events(self, timeout: float | None) -> list[tuple[int, int]]:
+        try:
+            return self._poll.poll(timeout)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # Somebody has set the limit on open files below what is watched here: look often instead.
+            alone = select.poll()
+            alone.register(self._worker, select.POLLIN)
+            return alone.poll(STRAY_RETRY_SECONDS * 1000)
 
     def _timeout(self) -> float | None:
         if not self._runs:
@@ -351,10 +365,9 @@ class ForkServer:
         while True:
             if not self._spares and (problem := self._make_spares()):
                 raise problem
-            self._lacks_spares = True
             spare = next(iter(self._spares.values()))
             # A job has removed more than its own, or stopped another's process.
-            if not os.path.lexists(spare.scratch) or _is_stopped(spare.pid):
+            if not self._scratch.is_as_made(spare.scratch) or _is_stopped(spare.pid):
                 _kill(spare.pid)
                 self._bury(spare)
                 continue
@@ -365,6 +378,7 @@ class ForkServer:
                 continue
             del self._spares[spare.pid]
             spare.channel.close()
+            self._lacks_spares = len(self._spares) <= FEW_SPARES
             return spare
 
     def _make_spares(self) -> OSError | None:
@@ -506,7 +520,7 @@ class ForkServer:
             del self._runs[run.id]
             self._over.remove(run)
             self._unsent += run.news
-            self._give_up(run.scratch, run.started)
+            self._give_up(run.scratch)
 
     def _has_let_go(self, run: Run, now: float) -> bool:
         """Whether nothing of a run that is over is left: no process, and no name that they shared."""
@@ -514,6 +528,8 @@ class ForkServer:
             return True
         if run.strays:
             return False
+        if not run.names and self._scratch.is_as_made(run.scratch):
+            return True  # so it has shared nothing by name either
         if not run.names and self._scratch.give_up_names(run.scratch):
             run.names = True
             self._wake_sweeper()
@@ -546,8 +562,11 @@ class ForkServer:
             return STRAY_GRACE if hurried else TRACKER_GRACE
         return 0.0 if hurried else STRAY_GRACE
 
-    def _give_up(self, directory: str, started: float = 0.0) -> None:
-        if self._scratch.give_up(directory, started):
+    def _give_up(self, directory: str) -> None:
+        if self._scratch.is_as_made(directory):
+            self._scratch.keep(directory)
+        else:
+            self._scratch.give_up(directory)
             self._wake_sweeper()
 
     def _wake_sweeper(self) -> None:

@@ -9,7 +9,8 @@
             s9/             the same of a run that is over: these names are to be removed, and it
             x9/             of a run that is over, or a piece of it: to be removed
 
-Most runs touch nothing in theirs, and then the next one gets it: the inode says so (its change time cannot be set).
+Most runs touch nothing in theirs, and then the next one gets it: the inode says so. Its change time cannot be set, but
+is that of the last tick of the kernel's clock; within a tick the modification time tells, which was set to MARK.
 
 A job may leave anything: a hundred thousand files, directories that nobody may enter, links to elsewhere. So whoever
 keeps deadlines renames only. The sweeper removes, keeps no deadlines, goes by descriptors and follows no link.
@@ -19,13 +20,13 @@ Standard library only: the fork server carries it.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
 import time
+from ctypes import CDLL
 
-from .child import CODE, SHARED, boot_time
+from .child import CODE, SHARED
 from .shared import remove_noted
 
 TYPE_CHECKING = False
@@ -40,8 +41,8 @@ NAMES = "s"
 AT_ONCE = 5_000
 """Names that the sweeper reads before it removes what they name."""
 
-CLOCK_TICK = 0.05
-"""Seconds; more than the grain of a file's times."""
+MARK = 86_400 * 10**9
+"""The modification time that a directory is given: the first new name in it has another."""
 
 GATHER_SECONDS = 0.05
 """How long the sweeper lets more runs end before it looks: it should not wake for each of them."""
@@ -55,7 +56,7 @@ class Scratch:
     def __init__(self, base: str) -> None:
         self._base = base
         self._count = 0
-        self._known: dict[str, tuple[int, int, float]] = {}
+        self._known: dict[str, tuple[int, ...]] = {}
         self._untouched: list[str] = []
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.sweeper: int | None = None
@@ -67,11 +68,12 @@ class Scratch:
             pass  # `make` tries again, and says what is wrong to whoever wants to start a run
 
     def make(self) -> str:
-        """The path of an empty directory. Raises OSError (a full disk, no inodes)."""
-        while self._untouched:
-            path = self._untouched.pop()
-            if self._is_untouched(path, boot_time()):
-                return path
+        """The path of an empty directory, if nobody has put something into it: ask `is_as_made` when it is used.
+
+        Raises OSError (a full disk, no inodes).
+        """
+        if self._untouched:
+            return self._untouched.pop()
         self._count += 1
         name = str(self._count)
         if self._house < 0:
@@ -89,26 +91,30 @@ class Scratch:
 
     def _make(self, name: str) -> str:
         os.mkdir(name, 0o700, dir_fd=self._house)
+        os.utime(name, ns=(MARK, MARK), dir_fd=self._house)
         path = f"{self._path}/{name}"
-        status = os.lstat(path)
-        self._known[path] = status.st_ino, status.st_ctime_ns, boot_time()
+        self._known[path] = _looks(os.lstat(path))
         return path
 
-    def give_up(self, path: str, started: float) -> bool:
-        """Of a run that is over, or never came: whether the sweeper has to remove its directory.
-
-        `started` says when the run had it, on `boot_time()`.
-        """
-        if self._is_untouched(path, started):
-            self._untouched.append(path)
+    def is_as_made(self, path: str) -> bool:
+        """Whether nobody has touched a directory of ours, or anything in it."""
+        try:
+            return _looks(os.lstat(path)) == self._known.get(path)
+        except OSError:
             return False
+
+    def keep(self, path: str) -> None:
+        """Of a run that is over and has touched nothing: the next one gets its directory."""
+        self._untouched.append(path)
+
+    def give_up(self, path: str) -> None:
+        """Of a run that is over, or never came: have the sweeper remove its directory, once it is woken."""
         self._known.pop(path, None)
         name = path.rpartition("/")[2]
         try:
             os.rename(name, OVER + name, src_dir_fd=self._house, dst_dir_fd=self._house)
         except OSError:
             pass  # removed by its job, or out of our hands until the next start
-        return True
 
     def give_up_names(self, path: str) -> bool:
         """Of a run whose processes are gone: whether the sweeper has names to remove that they shared."""
@@ -126,16 +132,6 @@ class Scratch:
         except OSError:
             return False
         return True
-
-    def _is_untouched(self, path: str, started: float) -> bool:
-        inode, changed, made = self._known.get(path, (0, 0, 0.0))
-        if started - made < CLOCK_TICK:
-            return False  # what was done right after it was made has left no trace
-        try:
-            status = os.lstat(path)
-        except OSError:
-            return False
-        return (status.st_ino, status.st_ctime_ns) == (inode, changed)
 
     def wake_sweeper(self) -> None:
         """Have it remove what is marked."""
@@ -207,12 +203,17 @@ class Scratch:
             os.close(house)
 
 
+def _looks(status: os.stat_result) -> tuple[int, ...]:
+    """What of a directory changes when something in it does."""
+    return status.st_ino, status.st_mode, status.st_ctime_ns, status.st_mtime_ns
+
+
+_LOCK_EX, _LOCK_NB = 2, 4
+
+
 def _lock(directory: int) -> bool:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    # The module fcntl would cost the mapping of one more library at every fork.
+    return bool(CDLL(None).flock(directory, _LOCK_EX | _LOCK_NB) == 0)
 
 
 def _is_linked(path: str, directory: int) -> bool:

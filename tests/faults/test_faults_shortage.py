@@ -54,8 +54,8 @@ def test_a_worker_without_descriptors_spends_no_attempt_and_goes_on_when_it_has_
     waits = f"while not os.path.exists({str(go)!r}):\n    time.sleep(0.02)"
     first = make_job(session, journal.code(), **NO_RETRIES)
     # More than there are processes that wait for a run and have all the descriptors they need.
-    jobs = [make_job(session, journal.code(waits), **NO_RETRIES) for _ in range(6 * SPARES)]
-    with working(settings, concurrency=8 * SPARES) as worker:
+    jobs = [make_job(session, journal.code(waits), **NO_RETRIES) for _ in range(3 * SPARES)]
+    with working(settings, concurrency=4 * SPARES) as worker:
         lifecycle.trigger(session, first.id, actor=ANNA)
         wait_for_statuses(session, first, "completed")
         pid = worker.pid if whose == "worker" else forkserver_of(worker)
