@@ -68,7 +68,7 @@ class ExecutionSummary(Shape):
     failed: int
     timeouts: int
     success_rate: float | None = Field(description="Per cent; null where nothing ran")
-    attempts: int = Field(description="Runs that ended, each attempt of a chain, cancelled ones included")
+    attempts: int = Field(description="Runs, each attempt of a chain; skipped and cancelled ones left out")
     recovered: int = Field(description="Chains that completed after at least one failed attempt")
     skipped: int = Field(description="Slots that did not run; they stand outside of `total` and of the rate")
     avg_duration_ms: int | None

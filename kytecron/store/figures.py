@@ -58,7 +58,7 @@ def execution_summary(job: CronJob) -> dict[str, Any]:
         "failed": failed,
         "timeouts": timeouts,
         "success_rate": success_rate(job.runs_completed, total),
-        "attempts": job.runs_total,
+        "attempts": job.runs_completed + job.runs_failed + job.runs_timeout,
         "recovered": job.runs_recovered,
         "skipped": job.runs_skipped,
         "avg_duration_ms": round(job.duration_total_ms / job.runs_total) if job.runs_total else None,
