@@ -30,6 +30,7 @@ from .models import (
     CronJobDailyStat,
     CronJobExecution,
     CronOutbox,
+    lease_ended,
 )
 
 JOB: Any = CronJob.__table__
@@ -362,7 +363,7 @@ def _pending(session: Session, **conditions: Any) -> dict[str, int]:
 
 def _running(session: Session, now: datetime) -> dict[str, int]:
     """How many runs there are now, and how many of them under a lease that has ended."""
-    stale = _number_of(RUN.c.locked_until < now).label("stale_locks")
+    stale = _number_of(lease_ended(now)).label("stale_locks")
     return _whole_numbers(
         session.execute(sa.select(sa.func.count().label("running"), stale).where(RUNNING)).one()
     )

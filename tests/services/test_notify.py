@@ -814,7 +814,7 @@ def test_the_words_say_what_happened_and_what_to_do() -> None:
     assert "it will not run until somebody recovers it" in dead
     assert dead.count("ValueError: no rows") == 1
     back = slack_body(success(job(), timedelta(hours=26, minutes=5)), told=True)
-    assert "*Nightly report works again, after 1 d 2 h 5 min*" in back["text"]
+    assert "*Nightly report works again, after 1 day 2 hours 5 minutes*" in back["text"]
     assert len(back["blocks"]) == 1
 
 
