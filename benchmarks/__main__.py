@@ -17,9 +17,11 @@ from kytecron.config import Settings
 from kytecron.store import db, schema
 from tests.mariadb import MariaDB, find_mariadbd
 
-from . import figures, reading, rq
+from . import figures, reading, rq, scheduling
 from .bench import Bench, Figure
 
+Place = tuple[Settings, int | None]
+"""A database, and the process id of its server."""
 MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "P1": figures.lateness,
     "P2": figures.throughput,
@@ -31,6 +33,7 @@ MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "P9": figures.output,
     "P10": figures.trigger,
     "P12": figures.growth,
+    "P13": scheduling.scheduling,
     "P17": figures.typing,
 }
 
@@ -54,7 +57,10 @@ def main() -> int:
             print("mariadb: no mariadbd on this machine (package mariadb-server), left out")
             continue
         for number in options.only.split(","):
-            with connect() as settings, closing(Bench(name, settings, options.runs)) as bench:
+            with (
+                connect() as (settings, server),
+                closing(Bench(name, settings, options.runs, server)) as bench,
+            ):
                 for figure in MEASURES[number](bench):
                     found.append(figure)
                     print(figure.line(), flush=True)
@@ -64,18 +70,20 @@ def main() -> int:
 
 
 @contextmanager
-def _sqlite() -> Iterator[Settings]:
+def _sqlite() -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as directory:
-        yield _migrated(Settings(instance_path=Path(directory)))
+        yield _migrated(Settings(instance_path=Path(directory))), None
 
 
 @contextmanager
-def _mariadb() -> Iterator[Settings]:
+def _mariadb() -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as directory:
         server = MariaDB(Path(directory), "--innodb-buffer-pool-size=1G")
         server.start()
         try:
-            yield _migrated(Settings(instance_path=Path(directory) / "instance", database_url=server.url))
+            assert server.process
+            settings = Settings(instance_path=Path(directory) / "instance", database_url=server.url)
+            yield _migrated(settings), server.process.pid
         finally:
             server.stop()
 

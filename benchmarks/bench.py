@@ -52,11 +52,15 @@ class Figure:
 class Bench:
     """One database of one kind, empty but for what a measurement puts there."""
 
-    def __init__(self, database: str, settings: Settings, runs: int = 5_000_000) -> None:
+    def __init__(
+        self, database: str, settings: Settings, runs: int = 5_000_000, server: int | None = None
+    ) -> None:
         self.database = database
         self.settings = settings
         self.runs = runs
         """How many there are where reading is measured."""
+        self.server = server
+        """The process id of the database's server, where there is one."""
         self.notes = settings.instance_path / "notes"
         settings.instance_path.mkdir(parents=True, exist_ok=True)
         self.engine = db.make_engine(settings)
@@ -212,6 +216,14 @@ def resident_mb(pid: int) -> float:
 def private_mb(process: psutil.Process) -> float:
     """Memory of a process that it shares with no other, in MiB."""
     return float(process.memory_full_info().uss) / 1024**2
+
+
+def server_cpu_seconds(pid: int | None) -> float:
+    """CPU time of a server with all its processes, those that have ended too. Sampled: for what is busy."""
+    if pid is None:
+        return 0.0
+    server = psutil.Process(pid)
+    return sum(server.cpu_times()[:4]) + sum(sum(child.cpu_times()[:2]) for child in server.children())
 
 
 def cpu_seconds(pid: int) -> float:

@@ -16,20 +16,18 @@ from ..core import diff
 from ..core import words as labels
 from ..core.ansi import advance
 from ..core.errors import NotFound, Unreadable
-from ..core.states import UNSUCCESSFUL, Status
+from ..core.states import ACTIVE, UNSUCCESSFUL, Status
 from ..services import lifecycle, versions, why
 from ..services.jobs import find
 from ..services.versions import read_job
 from ..store import db, queries
 from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
-from ..views import jobs, runs
-from ..views.runs import Phase
-from ..views.versions import is_unchanged
+from ..views import runs
 from . import access
 from .access import needs
 from .ansi import markup, overwrites
-from .listing import DiffRow, diff_rows, trace
+from .listing import DiffRow, diff_rows, is_unchanged, trace
 from .once import once
 from .render import back, done, is_htmx, page, wants_part
 
@@ -71,7 +69,7 @@ def _list(template: str, job: CronJob | None) -> Response:
     return page(
         template,
         "executions/_list.html",
-        job=job and jobs.view(job),
+        job=job,
         tab="executions",
         rows=runs.views(found.items),
         next_cursor=found.next,
@@ -131,7 +129,7 @@ def _day(text: str, name: str, problems: dict[str, str], plus: timedelta = timed
 class Comparison:
     """How the code of a failed run differs from the last run before it that completed."""
 
-    good: runs.RunView
+    good: CronJobExecution
     rows: list[DiffRow]
     unchanged: bool
 
@@ -142,23 +140,33 @@ def show(execution_id: int) -> Response:
     """One run and everything it left. Its state is a region; its log appends itself."""
     session = access.database()
     detail = queries.execution(session, execution_id)
-    run = runs.detail(detail, db.now(session))
-    context: dict[str, Any] = {"run": run, "job": run.job, "why": _why(session, run)}
+    run = detail.execution
+    context: dict[str, Any] = {
+        "run": run,
+        "job": detail.job,
+        "attempts": detail.attempts,
+        "active": run.status in ACTIVE,
+        "retry_waits": any(one.status == Status.PENDING and one.is_retry for one in detail.attempts),
+        "now": db.now(session),
+        "why": _why(session, detail),
+        "view": runs.view(run, detail.job.name if detail.job else ""),
+    }
     if not wants_part():
-        code = _code(session, detail.execution)
+        code = _code(session, run)
         context |= {
             "log": _log(session, run.id),
             "trace": trace(run.stack_trace, code) if run.stack_trace else [],
-            "comparison": _comparison(session, detail.execution, code),
+            "comparison": _comparison(session, run, code),
         }
     return page("executions/execution.html", "executions/_state.html", **context)
 
 
-def _why(session: Session, run: runs.RunDetail) -> why.Why | None:
-    """What a run that has not started waits for."""
-    if run.job is None or run.job.deleted or run.phase not in (Phase.PLANNED, Phase.DUE, Phase.WAITING):
+def _why(session: Session, detail: queries.ExecutionDetail) -> why.Why | None:
+    """What a run that could start waits for. One that is not due yet says so itself."""
+    job, run = detail.job, detail.execution
+    if run.status != Status.PENDING or job is None or job.deleted_id:
         return None
-    return why.explain(session, run.job_id)
+    return why.explain(session, job.id)
 
 
 def _code(session: Session, run: CronJobExecution) -> str | None:
@@ -181,7 +189,7 @@ def _comparison(session: Session, run: CronJobExecution, code: str | None) -> Co
     if before is None:
         return None
     changes = diff.side_by_side(before, code, context=3)
-    return Comparison(runs.view(good, ""), diff_rows(changes, before, code), is_unchanged(changes))
+    return Comparison(good, diff_rows(changes, before, code), is_unchanged(changes))
 
 
 # -- its log -------------------------------------------------------------------------------------------------
@@ -234,7 +242,7 @@ def log(execution_id: int) -> AnyResponse:
         piece, anew = _log(session, run.id), True
     else:
         anew = piece.cut
-    html = render_template("executions/_log.html", run=runs.view(run, ""), log=piece)
+    html = render_template("executions/_log.html", run=run, log=piece)
     return Response(html, headers={"HX-Retarget": "#log", "HX-Reswap": "innerHTML"} if anew else {})
 
 
@@ -313,7 +321,8 @@ def _download(session: Session, execution_id: int) -> Response:
 def cancel(execution_id: int) -> AnyResponse:
     """Stop a run, or call it off before it starts."""
     run = lifecycle.cancel(access.database(), execution_id, access.actor())
-    return done(runs.after_cancel(run), back(_url(execution_id)))
+    said = "is called off" if run.status == Status.CANCELLED else "is being stopped"
+    return done(f"Execution {execution_id} {said}.", back(_url(execution_id)))
 
 
 @area.post("/executions/<int:execution_id>/retry")
@@ -331,8 +340,8 @@ def rerun(execution_id: int) -> AnyResponse:
     same = request.form.get("version") == "same"
     access.throttle_triggers()
     session, actor = access.database(), access.actor()
-    run_id = once(lambda: lifecycle.rerun(session, execution_id, actor, same_version=same).id)
-    return done(f"Execution {run_id} runs this slot again.", _url(run_id), leave=True)
+    run = once(lambda: lifecycle.rerun(session, execution_id, actor, same_version=same).id)
+    return done(f"Execution {run.id} runs this slot again.", _url(run.id), leave=True)
 
 
 def _url(execution_id: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from flask import request, session
 
@@ -20,6 +21,13 @@ COUNT = "made"
 """Where the session's cookie counts what its forms have made."""
 
 
+class Made(NamedTuple):
+    """The id of what a form has made, and whether it was made when the form came before."""
+
+    id: int
+    before: bool
+
+
 def key() -> str:
     """A key for one copy of a form: another one in the next second, and after whatever was made in this session.
 
@@ -29,14 +37,14 @@ def key() -> str:
     return hashlib.sha256(seen.encode()).hexdigest()[:20]
 
 
-def once(make: Callable[[], int]) -> int:
+def once(make: Callable[[], int]) -> Made:
     """What `make`, one transaction, returns: at the second time that the same form comes, what it returned first.
 
     A form that was filled in anew is another one, and one without a key is carried out each time.
     """
     given = request.form.get(FIELD, "")
     if not given:
-        return make()
+        return Made(make(), before=False)
     # The fields belong to the key: who goes back and changes some asks for something else.
     sent = repr([request.path, given, *_sent()])
     asked = Asked(f"user:{access.user().id}", sent, sent)
@@ -45,7 +53,7 @@ def once(make: Callable[[], int]) -> int:
     )
     if not before:
         session[COUNT] = session.get(COUNT, 0) + 1
-    return int(answer.body)
+    return Made(int(answer.body), before)
 
 
 def _sent() -> Iterable[tuple[str, str]]:

@@ -10,7 +10,6 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core.errors import Invalid
 from ..services import accounts
 from ..store import db
-from ..views import people
 from . import access
 from .access import needs
 from .render import done
@@ -28,9 +27,10 @@ def index() -> str:
 def _page(**more: Any) -> str:
     session = access.database()
     context: dict[str, Any] = {
-        "users": people.users(accounts.list_users(session)),
-        "tokens": people.tokens(accounts.list_tokens(session), db.now(session)),
+        "users": accounts.list_users(session),
+        "tokens": accounts.list_tokens(session),
         "roles": accounts.ROLES,
+        "now": db.now(session),
         "user_errors": {},
         "token_errors": {},
         "typed": {},
