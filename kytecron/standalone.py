@@ -65,21 +65,26 @@ def main(arguments: Sequence[str] | None = None, prog: str = "make run") -> int:
     web = subprocess.Popen(
         _web_command(listener), cwd=ROOT, env=variables, process_group=0, pass_fds=(listener.fileno(),)
     )
-    worker = subprocess.Popen(WORKER, cwd=ROOT, env=variables, process_group=0)
     listener.close()
+    processes = [web]
     try:
         if not _answers(web, asked, options.host, options.port):
             if not asked:
                 print("The web pages did not start; see above.", file=sys.stderr)
             return 0 if asked else 1
         _say_welcome(_address(options.host, options.port), link)
-        return _watch([web, worker], asked)
+        # After the welcome, or what goes wrong in the first runs would stand above the link. What a worker prints
+        # when it ends, its statistics, is for whoever started it alone.
+        processes.append(
+            subprocess.Popen(WORKER, cwd=ROOT, env=variables, process_group=0, stdout=subprocess.DEVNULL)
+        )
+        return _watch(processes, asked)
     finally:
         if asked:
             grace = f"{settings.grace_seconds:g} s"
             print(f"Stopping: running jobs have {grace} to end. Ctrl-C again ends them at once.", flush=True)
         # The worker may need both: its runs have the first, a database that is away the second.
-        _stop([web, worker], asked, settings.grace_seconds + settings.lease_seconds)
+        _stop(processes, asked, settings.grace_seconds + settings.lease_seconds)
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
@@ -168,10 +173,16 @@ def _address(host: str, port: int) -> str:
 def _say_welcome(address: str, link: str | None) -> None:
     lines = [f"kytecron is running at {address}"]
     if link:
-        lines += ["Sign in as administrator with this link, once:", f"  {address}/sign-in/{link}"]
+        lines += [
+            "Ctrl-C stops it.",
+            "",
+            "Sign in as administrator with this link, once:",
+            "",
+            f"    {address}/sign-in/{link}",
+        ]
     else:
-        lines += ["Sign in with your user name and password."]
-    print("\n" + "\n".join(lines) + "\nCtrl-C stops it.\n", flush=True)
+        lines += ["Sign in with your user name and password.", "Ctrl-C stops it."]
+    print("\n" + "\n".join(lines) + "\n", flush=True)
 
 
 def _watch(processes: list[subprocess.Popen[bytes]], asked: list[float]) -> int:

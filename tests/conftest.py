@@ -15,6 +15,7 @@ from kytecron.config import Settings
 from kytecron.store import db, schema
 from kytecron.store.models import Base
 
+from . import rendered
 from .mariadb import MariaDB, serving
 from .signals import take_no_ignored_signals
 
@@ -23,6 +24,14 @@ take_no_ignored_signals()
 # Nothing a developer has set may change what the tests see.
 for name in [name for name in os.environ if name.startswith("KYTECRON_")]:
     del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def no_row_reaches_a_template() -> Iterator[None]:
+    """Lets a test fail in which a template is given a row instead of a view: see tests/rendered.py."""
+    rendered.offences.clear()
+    yield
+    assert rendered.offences == []
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,17 @@ from sqlalchemy.orm import Session
 from kytecron.app import create_app
 from kytecron.config import Settings
 from kytecron.core import words
+from kytecron.core.errors import Conflict
 from kytecron.core.states import Outcome, Status
 from kytecron.requestdb import db
-from kytecron.services import accounts, deadletters, lifecycle, registry
+from kytecron.services import accounts, deadletters, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.doctor import examine
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db as database
 from kytecron.store import queries
 from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution, CronWorkerRecord
+from kytecron.views import people, runs
 from tests.command_line import CODE, CommandLine
 from tests.factories import add_job, add_worker, ago, claim_one
 from tests.pages import Visitor, make_visitor, text_of
@@ -538,3 +540,303 @@ def test_a_lock_whose_lease_has_ended_is_stale_everywhere(fronts: Fronts) -> Non
     figures = {fronts.metrics()["kytecron_leases_stale"], float(fronts.api("/stats")["stale_locks"])}
     assert (api, page, table, figures) == ({left}, {left}, {left}, {1.0})
     assert fronts.cli.json("locks list")["items"] == fronts.api("/locks")["items"]
+
+
+# -- what a person looks after -----------------------------------------------------------------------------------
+
+
+def test_a_dead_letter_is_told_alike(fronts: Fronts) -> None:
+    job = add_job(fronts.rows, name="gone wrong", max_retries=0, next_run_time=ago(fronts.rows, hours=-1))
+    end_run(fronts, job, Outcome(Status.FAILED, error="no disk", permanent=True))
+    (api,) = fronts.api("/dead-letters")["items"]
+    reason, since = api["dead_letter_reason"], api["dead_letter_since"][:19].replace("T", " ")
+    assert "no disk" in reason
+    (row,) = fronts.table("dlq list").values()
+    assert row == [str(job.id), "gone wrong", f"{since}Z", "1", reason]
+    assert fronts.cells("/dead-letters")[f"dead-{job.id}"][1:] == [
+        "gone wrong " + api["schedule"],
+        reason,
+        f"{since} UTC",
+        f"#{api['execution_summary']['last_execution']['id']}",
+    ]
+    page, dashboard = text_of(fronts.page(f"/jobs/{job.id}")), text_of(fronts.page("/"))
+    shown = fronts.cli.output(f"jobs show {job.id}")
+    for said in (page, dashboard, shown):
+        assert reason in said
+    assert "In the dead letter queue since" in page
+    assert re.search(r"^status +dead letter$", shown, re.M)
+
+
+def test_versions_are_told_alike(fronts: Fronts) -> None:
+    manager = CronJobManager(fronts.rows, TESTER)
+    job = manager.create_job(name="grown", code=CODE, schedule_type="manual")
+    manager.create_job(name="twin", code=CODE, schedule_type="manual")
+    manager.update_code(job.id, CODE.replace("hello", "good day") + "# more\n", message="politer")
+    cells, table = fronts.cells(f"/jobs/{job.id}/versions"), fronts.table(f"versions history {job.id}")
+    told = fronts.api(f"/jobs/{job.id}/versions")["items"]
+    assert [one["version_number"] for one in told] == [2, 1]
+    for one in told:
+        number = one["version_number"]
+        page, row = cells[f"version-{number}"], table[str(number)]
+        assert page[0] == f"Version {number}" + (" Current" if one["is_current"] else "")
+        assert row[1] == ("yes" if one["is_current"] else "-")
+        added, removed, changed = one["lines_added"], one["lines_removed"], one["lines_changed"]
+        assert page[3] == f"+{added} −{removed} ~{changed} of {one['lines_after']}"
+        assert row[4] == f"+{added} -{removed} ~{changed}"
+        assert (page[2], row[6]) == (one["message"] or "–", one["message"] or "-")
+        assert page[4].split()[0] == row[3] == one["created_by"]
+        assert page[5].split()[0] == row[5][:10] == one["content_hash"][:10]
+        assert ("shared by 2 versions" in page[5]) == (number == 1)
+    counts = fronts.api(f"/jobs/{job.id}/versions/compare?from=1&to=2")["counts"]
+    assert (counts["added"], counts["removed"], counts["changed"]) == (1, 0, 1)
+    assert "1 added 0 removed 1 changed" in text_of(
+        fronts.page(f"/jobs/{job.id}/versions/compare?from=1&to=2")
+    )
+    shell = fronts.cli.output(f"versions compare {job.id} 1 2")
+    assert shell.endswith("1 lines added, 0 removed, 1 changed.\n")
+    same = fronts.cli.output(f"versions compare {job.id} 1 1")
+    assert same.endswith("0 lines added, 0 removed, 0 changed.\n")
+
+
+def test_a_users_state_is_told_alike(fronts: Fronts) -> None:
+    accounts.create_user(fronts.rows, "with", "correct horse battery staple", "viewer", TESTER)
+    accounts.create_user(fronts.rows, "without", None, "viewer", TESTER)
+    off = accounts.create_user(fronts.rows, "off", None, "operator", TESTER)
+    accounts.set_enabled(fronts.rows, off.id, False, TESTER)
+    cells, table = fronts.cells("/users"), fronts.table("users list")
+    states = {}
+    for one in fronts.api("/users")["items"]:
+        page, row = cells[f"user-{one['id']}"], table[str(one["id"])]
+        assert page[0].split()[0] == row[1] == one["username"]
+        assert page[2].lower() == row[3]
+        states[one["username"]] = row[3]
+        assert one["enabled"] == (row[3] != "disabled")
+        assert one["has_password"] or row[3] != "enabled"
+        assert (page[3] == "never") == (one["last_login_at"] is None) == (row[5] == "never")
+    assert states == {
+        "the-admin": "no password yet",
+        "with": "enabled",
+        "without": "no password yet",
+        "off": "disabled",
+    }
+    assert fronts.cli.json("users list")["items"] == fronts.api("/users")["items"]
+
+
+def test_a_tokens_state_is_told_alike_up_to_the_moment_it_ends(fronts: Fronts) -> None:
+    now = database.now(fronts.rows)
+    for name, ends in (("for ever", None), ("until later", 5), ("ended", -1), ("taken", 5)):
+        made, _ = accounts.create_token(fronts.rows, name, "viewer", None if ends is None else 9, TESTER)
+        if ends is not None:
+            made.expires_at = now + timedelta(minutes=ends)
+            fronts.rows.commit()
+    accounts.revoke_token(fronts.rows, made.id, TESTER)
+    cells, table = fronts.cells("/users"), fronts.table("tokens list")
+    states = {}
+    for one in fronts.api("/tokens")["items"]:
+        page, row = cells[f"token-{one['id']}"], table[str(one["id"])]
+        states[one["name"]] = one["state"]
+        assert page[2].split(" until ")[0].lower() == row[3] == one["state"]
+        assert ("Revoke" in page[5]) == (one["state"] != "revoked")
+    assert states.pop("test") == "valid"
+    assert states == {"for ever": "valid", "until later": "valid", "ended": "expired", "taken": "revoked"}
+    assert (
+        [one["id"] for one in fronts.cli.json("tokens list")["items"]]
+        == [one["id"] for one in fronts.api("/tokens")["items"]]
+    )  # fmt: skip
+
+
+def test_a_token_is_valid_for_as_long_as_it_lets_a_program_in(fronts: Fronts) -> None:
+    made, plain = accounts.create_token(fronts.rows, "short", "viewer", 1, TESTER)
+    ends = made.expires_at
+    assert ends
+    for moment in (ends - timedelta(microseconds=1), ends, ends + timedelta(seconds=1)):
+        let_in = accounts.find_token(fronts.rows, plain, moment) is not None
+        assert (people.token(made, moment).state == "valid") == let_in
+
+
+def test_secrets_are_told_alike(fronts: Fronts) -> None:
+    job = add_job(fronts.rows, name="reader")
+    for name in ("API_KEY", "UNUSED"):
+        secrets.set_secret(fronts.rows, name, "hidden value", TESTER, fronts.settings)
+    secrets.grant(fronts.rows, job.id, "API_KEY", TESTER)
+    told = fronts.api("/secrets")["items"]
+    assert fronts.cli.json("secrets list")["items"] == told
+    cells, table = fronts.cells("/secrets"), fronts.table("secrets list")
+    for one in told:
+        page, row = cells[f"secret-{one['id']}"], table[one["name"]]
+        names = [granted["name"] for granted in one["jobs"]]
+        assert page[0] == row[0] == one["name"]
+        assert page[1].endswith(f"by {one['updated_by']}")
+        assert row[2] == one["updated_by"]
+        assert row[3] == (", ".join(names) or "-")
+        assert page[2] == (" ".join(names) or "none yet")
+    assert [len(one["jobs"]) for one in told] == [1, 0]
+
+
+def test_a_change_is_told_alike(fronts: Fronts) -> None:
+    job = CronJobManager(fronts.rows, TESTER).create_job(name="changed", code=CODE, schedule_type="manual")
+    CronJobManager(fronts.rows, TESTER).update_job(job.id, description="new", tags=["a", "b"])
+    told = fronts.api("/audit?subject_type=job")["items"]
+    cells = fronts.cells("/audit?subject_type=job")
+    assert len(told) == len(cells) > 1
+    for one in told:
+        page = cells[f"audit-{one['id']}"]
+        assert page[1].split() == ["test", one["source"]]
+        assert page[2] == f"{one['action'].capitalize()} job {one['subject_id']} : changed"
+    update = next(one for one in told if one["action"] == "update")
+    assert (update["before"]["description"], update["after"]["tags"]) == ("", ["a", "b"])
+    page = cells[f"audit-{update['id']}"]
+    assert "description nothing new" in page[3]
+    assert "tags nothing a, b" in page[3]
+
+
+def facts_by(fronts: Fronts, job: CronJob) -> tuple[dict[str, str], dict[str, str]]:
+    """What a job is set to, as its page and as `jobs show` tell it."""
+    html = "".join(
+        re.findall(
+            r'<dl class="panel-body facts facts-narrow">(.*?)</dl>', fronts.page(f"/jobs/{job.id}"), re.S
+        )
+    )
+    page = {
+        text_of(label): text_of(text)
+        for label, text in re.findall(r"<dt>(.*?)</dt>\s*<dd>(.*?)</dd>", html, re.S)
+    }
+    lines = fronts.cli.output(f"jobs show {job.id}").splitlines()
+    return page, {
+        label: line[len(label) :].strip()
+        for label in page
+        for line in lines
+        if re.match(rf"{re.escape(label)}  +", line)
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_retries": 0, "timeout_seconds": 90, "memory_limit_mb": 64, "overlap_policy": "queue", "queue_length": 3},
+        {"retry_strategy": "fixed", "max_retries": 2, "notification_email": "a@b.org", "notify_after_failures": 2},
+        {"max_runs": 5, "misfire_policy": "run_all", "priority": 7, "worker_tag": "gpu", "parameters": {"a": 1}},
+    ],
+)  # fmt: skip
+def test_what_a_job_is_set_to_is_told_alike(fronts: Fronts, fields: dict[str, Any]) -> None:
+    hourly = {"schedule_type": "interval", "interval_seconds": 3600}
+    job = CronJobManager(fronts.rows, TESTER).create_job(name="set", code=CODE, **hourly | fields)
+    page, shell = facts_by(fronts, job)
+    assert page == shell
+    assert page["Retries"]
+    told = fronts.api(f"/jobs/{job.id}")
+    assert {name: told[name] for name in fields} == fields
+    assert page["Time limit"] == words.in_words(told["timeout_seconds"])
+    left = fronts.cli.output(f"jobs show {job.id}")
+    assert ("parameters" in left) == ("parameters" in fields)
+
+
+# -- what goes on ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", ["cancel", "release"])
+def test_a_run_that_is_asked_to_stop_is_being_stopped_everywhere(fronts: Fronts, ask: str) -> None:
+    add_worker(fronts.rows)
+    job = add_job(fronts.rows, name="long", next_run_time=ago(fronts.rows, hours=-1))
+    run = lifecycle.trigger(fronts.rows, job.id, actor=TESTER)
+    claim = claim_one(fronts.rows)
+    assert "being stopped" not in fronts.page(f"/executions/{run.id}")
+    assert fronts.table("locks list")[str(run.id)][-1].endswith("-")
+    if ask == "cancel":
+        lifecycle.cancel(fronts.rows, run.id, TESTER)
+    else:
+        lifecycle.release_lock(fronts.rows, run.id, TESTER)
+    fronts.rows.expire_all()
+    assert fronts.rows.get_one(CronJobExecution, run.id).status == "running", claim
+    assert "being stopped" in text_of(fronts.page(f"/executions/{run.id}"))
+    assert "running, being stopped" in fronts.cli.output(f"executions show {run.id}")
+    assert fronts.cells("/workers")[f"lock-{run.id}"][3].endswith("asked to stop")
+    assert fronts.table("locks list")[str(run.id)][-1].endswith("asked to stop")
+    told = fronts.api(f"/executions/{run.id}")
+    assert bool(told["cancel_reason"]) != bool(told["release_reason"])
+
+
+def test_what_runs_and_what_failed_is_the_same_on_the_dashboard(fronts: Fronts) -> None:
+    job = add_job(fronts.rows, name="runs", next_run_time=ago(fronts.rows, hours=-1), overlap_policy="allow")
+    other = add_job(fronts.rows, name="fails", next_run_time=ago(fronts.rows, hours=-1), max_retries=0)
+    for _ in range(2):
+        end_run(fronts, other, Outcome(Status.LOST, error="its machine went away"))
+        deadletters.recover(fronts.rows, other.id, TESTER)
+    lifecycle.trigger(fronts.rows, job.id, actor=TESTER)
+    claim_one(fronts.rows)
+    (running,) = fronts.api("/executions/running")["items"]
+    failed = fronts.api("/executions/failed")["items"]
+    html = fronts.page("/")
+    assert re.findall(r'id="run-(\d+)"', html) == [str(running["id"])]
+    assert re.findall(r'id="failed-(\d+)"', html) == [str(max(one["id"] for one in failed))]
+    assert "Lost fails 2 times" in text_of(html)
+    assert "its machine went away" in text_of(html)
+    table = fronts.table("executions list --status running")
+    assert list(table) == [str(running["id"])]
+
+
+def test_a_retry_is_offered_where_it_can_be_started(fronts: Fronts) -> None:
+    job = add_job(
+        fronts.rows,
+        name="tries",
+        next_run_time=ago(fronts.rows, hours=-1),
+        max_retries=3,
+        retry_delay_seconds=600,
+    )
+    first = lifecycle.trigger(fronts.rows, job.id, actor=TESTER)
+    for attempt in range(2):
+        lifecycle.settle(fronts.rows, [(claim_one(fronts.rows), Outcome(Status.FAILED, error="no"))])
+        if not attempt:
+            lifecycle.retry_now(fronts.rows, first.id, TESTER)
+    ids = [one["id"] for one in fronts.api(f"/executions/{first.id}")["attempts"]]
+    assert [one["status"] for one in fronts.api(f"/executions/{first.id}")["attempts"]] == [
+        "failed",
+        "failed",
+        "pending",
+    ]
+    for execution in ids:
+        html, table = (
+            fronts.page(f"/executions/{execution}"),
+            fronts.cli.output(f"executions show {execution}"),
+        )
+        for number, one in enumerate(ids, 1):
+            assert f"Attempt {number}" in text_of(html)
+            assert re.search(rf"^{one} +{number} ", table, re.M)
+        offered = f"/executions/{execution}/retry" in html
+        detail = runs.detail(queries.execution(fronts.rows, execution), database.now(fronts.rows))
+        assert offered == detail.may_retry_now == (execution != ids[0])
+    with pytest.raises(Conflict):
+        lifecycle.retry_now(fronts.rows, ids[0], TESTER)
+
+
+def test_why_no_slot_is_to_come_is_told_alike(fronts: Fronts) -> None:
+    manager = CronJobManager(fronts.rows, TESTER)
+    off = manager.create_job(
+        name="off", code=CODE, schedule_type="interval", interval_seconds=60, enabled=False
+    )
+    by_hand = manager.create_job(name="by hand", code=CODE, schedule_type="manual")
+    for job, said in ((off, "one while it is disabled."), (by_hand, "one. It runs when a person, a program")):
+        assert f"N{said}" in text_of(fronts.page(f"/jobs/{job.id}"))
+        assert f"Next slots: n{said}" in fronts.cli.output(f"jobs next-runs {job.id}")
+        assert fronts.api(f"/jobs/{job.id}/upcoming")["slots"] == []
+
+
+@pytest.mark.parametrize(
+    ("zone", "differs"),
+    [("UTC", False), ("Etc/UTC", False), ("Atlantic/Reykjavik", False), ("Asia/Tokyo", True)],
+)
+def test_a_slot_is_written_once_where_the_zone_agrees_with_utc(
+    fronts: Fronts, zone: str, differs: bool
+) -> None:
+    daily = {"schedule_type": "daily", "time_of_day": "02:30", "timezone": zone}
+    job = CronJobManager(fronts.rows, TESTER).create_job(name="daily", code=CODE, **daily)
+    titles = fronts.cli.output(f"jobs next-runs {job.id}").splitlines()[1].split()
+    assert titles == (["UTC", zone] if differs else ["UTC"])
+    form = fronts.page("/jobs/preview?" + "&".join(f"{name}={value}" for name, value in daily.items()))
+    slots = fronts.page(f"/jobs/{job.id}").split("Next slots")[1].split("</section>")[0]
+    said = [item.split("data-countdown")[0] for item in form.split("<li>")[1:]]
+    assert len(said) == 5
+    assert all(len(re.findall(r"\d\d:30 ", item)) == 1 + differs for item in said), said
+    assert slots.count("data-beside") == 5
+    assert slots.count(" hidden>") == (0 if differs else 5)

@@ -79,7 +79,7 @@ def welcome(process: subprocess.Popen[str]) -> str:
     """What it says once it is ready."""
     assert process.stdout is not None
     said = ""
-    while "Ctrl-C stops it" not in said:
+    while not re.search(r"/sign-in/\S|Sign in with", said):
         line = process.stdout.readline()
         assert line, f"it ended: {said}"
         said += line
@@ -98,6 +98,19 @@ def test_it_prints_a_link_that_answers_whatever_the_address_and_the_proxies_are(
     assert process.wait(PATIENCE) == 0
     assert "Traceback" not in log()
     assert psutil.wait_procs(parts, timeout=5)[1] == []
+
+
+def test_the_link_is_the_last_line_whatever_the_first_runs_do_and_no_statistics_follow(
+    start: Start, log: Log
+) -> None:
+    process = start("--port", free_port())
+    said = welcome(process)
+    assert log() == "", "the first runs come after it"
+    assert "/sign-in/" in said.splitlines()[-1]
+    wait_for(lambda: "fails and is retried' failed: " in log(), "the example's warning", PATIENCE)
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=PATIENCE)
+    assert rest.strip() == "Stopping: running jobs have 30 s to end. Ctrl-C again ends them at once."
 
 
 def test_it_logs_what_goes_wrong_and_no_request_unless_the_log_level_is_set(start: Start, log: Log):

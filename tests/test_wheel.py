@@ -76,7 +76,7 @@ def up(installed: Path, tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
     try:
         said = ""
         assert process.stdout is not None
-        while "Ctrl-C stops it" not in said:
+        while "/sign-in/" not in said:
             line = process.stdout.readline()
             assert line, said + (tmp_path / "log").read_text()
             said += line

@@ -42,7 +42,7 @@ STATUSES: dict[type[KytecronError], int] = {
 HTTP_ERRORS = {
     400: ("malformed", "The request is malformed"),
     401: ("unauthorized", "A valid API token is needed: Authorization: Bearer <token>"),
-    404: ("not_found", "There is no such address; those that there are stand at /api/v1/docs"),
+    404: ("not_found", "This address does not exist. /api/v1/docs lists those that do"),
     405: ("method_not_allowed", "This address does not take that method; see the Allow header"),
     413: ("too_large", "A request may carry at most 4 MB"),
     415: ("unsupported_media_type", "Send the body as JSON, with Content-Type: application/json"),

@@ -9,8 +9,8 @@ from flask import Response
 
 from ..core import addresses
 from ..core.errors import Invalid, NotFound
-from ..core.schedule import zone
 from ..core.states import FINAL, Status
+from ..core.zones import zone
 from ..services import (
     accounts,
     bulk,
@@ -28,6 +28,7 @@ from ..store import figures, queries
 from ..store.models import CronJob
 from ..store.queries import JobFilter
 from ..views import jobs as views
+from ..views import versions as version_views
 from . import shapes
 from .bodies import YAML
 from .executions import execution_detail
@@ -346,7 +347,8 @@ def _listed(call: Call, found: list[CronJob]) -> list[shapes.Job]:
 def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
     values = _values(call, job, services.parents_of(call.session, job.id))
     version = job.current_version
-    info = None if version is None else shapes.Version.of(versions.get_version(call.session, job.id, version))
+    current = None if version is None else versions.get_version(call.session, job.id, version)
+    info = current and shapes.Version.of(version_views.view(current))
     warnings = upcoming.warnings(call.session, job, call.now)
     return shapes.JobDetail.model_construct(**values, version_info=info, warnings=warnings)
 

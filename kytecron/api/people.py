@@ -10,6 +10,8 @@ from ..services import accounts, secrets, showing
 from ..store import queries
 from ..store.db import transactional
 from ..store.models import CronSecret, CronUser
+from ..views import people
+from ..views import secrets as secret_views
 from . import shapes
 from .inputs import ListQuery, NewSecret, NewTokenBody, NewUser, SecretChange, UserChanges
 from .routing import Answer, Call, address, route
@@ -22,7 +24,7 @@ def list_users(call: Call, query: ListQuery) -> shapes.Page[shapes.User]:
     """List who may sign in, by name."""
     found = queries.users(call.session, cursor=query.cursor, limit=query.limit)
     return shapes.Page[shapes.User](
-        items=[shapes.User.of(row) for row in found.items], next_cursor=found.next
+        items=[shapes.User.of(one) for one in people.users(found.items)], next_cursor=found.next
     )
 
 
@@ -30,13 +32,13 @@ def list_users(call: Call, query: ListQuery) -> shapes.Page[shapes.User]:
 def create_user(call: Call, body: NewUser) -> Answer[shapes.User]:
     """Make a user. Without a password they sign in by a link first, and choose one."""
     made = accounts.create_user(call.session, body.username, body.password, body.role, call.actor)
-    return Answer(shapes.User.of(made), 201, {"Location": address(f"/users/{made.id}")})
+    return Answer(shapes.User.of(people.user(made)), 201, {"Location": address(f"/users/{made.id}")})
 
 
 @route("GET /users/{user_id}", role="admin")
 def read_user(call: Call, user_id: int) -> shapes.User:
     """Read a user."""
-    return shapes.User.of(accounts.get_user(call.session, user_id))
+    return shapes.User.of(people.user(accounts.get_user(call.session, user_id)))
 
 
 @route("PATCH /users/{user_id}", role="admin", problems=(409,))
@@ -50,7 +52,7 @@ def change_user(call: Call, user_id: int, body: UserChanges) -> shapes.User:
             accounts.set_enabled(call.session, user_id, body.enabled, call.actor)
         return accounts.get_user(call.session, user_id)
 
-    return shapes.User.of(transactional(change)(call.session))
+    return shapes.User.of(people.user(transactional(change)(call.session)))
 
 
 @route("DELETE /users/{user_id}", role="admin", status=204, problems=(409,))
@@ -88,7 +90,7 @@ def list_tokens(call: Call, query: ListQuery) -> shapes.Page[shapes.Token]:
     """List API tokens, revoked and expired ones too, the newest first."""
     found = queries.tokens(call.session, cursor=query.cursor, limit=query.limit)
     return shapes.Page[shapes.Token](
-        items=[shapes.Token.of(row) for row in found.items], next_cursor=found.next
+        items=[shapes.Token.of(one) for one in people.tokens(found.items, call.now)], next_cursor=found.next
     )
 
 
@@ -108,19 +110,19 @@ def create_token(call: Call, body: NewTokenBody) -> Answer[shapes.NewToken]:
         creator_token=call.token_id,
     )
     headers = {"Location": address(f"/tokens/{made.id}")}
-    return Answer(shapes.NewToken.of(made, token=plain), 201, headers)
+    return Answer(shapes.NewToken.of(people.token(made, call.now), token=plain), 201, headers)
 
 
 @route("GET /tokens/{token_id}", role="admin")
 def read_token(call: Call, token_id: int) -> shapes.Token:
     """Read what an API token is for, without the token itself."""
-    return shapes.Token.of(accounts.get_token(call.session, token_id))
+    return shapes.Token.of(people.token(accounts.get_token(call.session, token_id), call.now))
 
 
 @route("POST /tokens/{token_id}/revoke", role="admin")
 def revoke_token(call: Call, token_id: int) -> shapes.Token:
     """End an API token for good. Revoking twice is no error."""
-    return shapes.Token.of(accounts.revoke_token(call.session, token_id, call.actor))
+    return shapes.Token.of(people.token(accounts.revoke_token(call.session, token_id, call.actor), call.now))
 
 
 # -- secrets -------------------------------------------------------------------------------------------------
@@ -132,7 +134,8 @@ def list_secrets(call: Call, query: ListQuery) -> shapes.Page[shapes.Secret]:
     found = queries.secrets(call.session, cursor=query.cursor, limit=query.limit)
     granted = secrets.granted_jobs(call.session, [row.id for row in found.items])
     return shapes.Page[shapes.Secret](
-        items=[shapes.Secret.of(row, granted.get(row.id, [])) for row in found.items], next_cursor=found.next
+        items=[shapes.Secret.of(one) for one in secret_views.secrets(found.items, granted)],
+        next_cursor=found.next,
     )
 
 
@@ -140,7 +143,9 @@ def list_secrets(call: Call, query: ListQuery) -> shapes.Page[shapes.Secret]:
 def create_secret(call: Call, body: NewSecret) -> Answer[shapes.Secret]:
     """Store a value for jobs. Nothing ever shows it again."""
     made = secrets.set_secret(call.session, body.name, body.value, call.actor, call.settings, replace=False)
-    return Answer(shapes.Secret.of(made, []), 201, {"Location": address(f"/secrets/{made.id}")})
+    return Answer(
+        shapes.Secret.of(secret_views.secret(made, [])), 201, {"Location": address(f"/secrets/{made.id}")}
+    )
 
 
 @route("GET /secrets/{secret_id}", role="admin")
@@ -184,7 +189,8 @@ def take_secret(call: Call, secret_id: int, job_id: int) -> shapes.Secret:
 
 def _secret(call: Call, secret_id: int) -> shapes.Secret:
     row = secrets.get_secret(call.session, secret_id)
-    return shapes.Secret.of(row, secrets.granted_jobs(call.session, [row.id]).get(row.id, []))
+    (found,) = secret_views.secrets([row], secrets.granted_jobs(call.session, [row.id]))
+    return shapes.Secret.of(found)
 
 
 # -- settings ------------------------------------------------------------------------------------------------

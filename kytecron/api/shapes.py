@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -15,17 +14,13 @@ from ..core.states import Origin, Status
 from ..core.workers import WorkerState
 from ..services import transfer
 from ..store import figures, queries
-from ..store.models import (
-    CronAudit,
-    CronJob,
-    CronJobExecution,
-    CronSecret,
-    CronToken,
-    CronUser,
-    KyteCronJobVersion,
-    KyteCronJobVersionContent,
-)
+from ..store.models import CronJobExecution, KyteCronJobVersion, KyteCronJobVersionContent
+from ..views import runs, versions
+from ..views.audit import AuditView
+from ..views.people import TokenView, UserView
+from ..views.secrets import SecretView
 from ..views.standing import Standing
+from ..views.versions import VersionView
 from ..views.workers import WorkerView
 
 T = TypeVar("T")
@@ -68,7 +63,7 @@ class ExecutionSummary(Shape):
     failed: int
     timeouts: int
     success_rate: float | None = Field(description="Per cent; null where nothing ran")
-    attempts: int = Field(description="Runs that ended, each attempt of a chain, cancelled ones included")
+    attempts: int = Field(description="Runs, each attempt of a chain; skipped and cancelled ones left out")
     recovered: int = Field(description="Chains that completed after at least one failed attempt")
     skipped: int = Field(description="Slots that did not run; they stand outside of `total` and of the rate")
     avg_duration_ms: int | None
@@ -92,14 +87,18 @@ class Version(Shape):
     created_by: str | None
 
     @classmethod
-    def of(cls, row: KyteCronJobVersion) -> Self:
-        return cls(job_id=row.cron_job, **_attributes(row, cls, "job_id"))
+    def of(cls, found: VersionView) -> Self:
+        return cls(**found.for_programs())
 
 
 class VersionDetail(Version):
     """One saved state of a job's code, with what it changed."""
 
     changes_from_previous: str | None = Field(description="The changed lines, shortened where they are many")
+
+    @classmethod
+    def of_detail(cls, row: KyteCronJobVersion) -> Self:
+        return cls(**versions.detail_for_programs(row))
 
 
 class _Known(Shape):
@@ -366,9 +365,8 @@ class Execution(Shape):
     slots_count: int = Field(description="How many slots the row stands for")
 
     @classmethod
-    def of(cls, row: CronJobExecution, job_name: str, **more: Any) -> Self:
-        values = _attributes(row, cls, "job_id", "job_name", *more)
-        return cls.model_construct(job_id=row.cron_job, job_name=job_name, **values, **more)
+    def of(cls, row: CronJobExecution, job_name: str) -> Self:
+        return cls.model_construct(**runs.for_programs(row, job_name))
 
 
 class Attempt(Shape):
@@ -392,8 +390,9 @@ class ExecutionDetail(Execution):
 
     @classmethod
     def of_detail(cls, found: queries.ExecutionDetail) -> Self:
-        attempts = [Attempt.model_construct(**_attributes(row, Attempt)) for row in found.attempts]
-        return cls.of(found.execution, found.job.name if found.job else "", attempts=attempts)
+        values = runs.detail_for_programs(found)
+        attempts = [Attempt.model_construct(**one) for one in values["attempts"]]
+        return cls.model_construct(**values | {"attempts": attempts})
 
 
 class Log(Shape):
@@ -457,27 +456,7 @@ class Comparison(Shape):
 
     @classmethod
     def of(cls, from_version: int, to_version: int, found: diff.Diff) -> Self:
-        return cls(
-            from_version=from_version,
-            to_version=to_version,
-            counts=DiffCounts(**asdict(found.counts)),
-            rows=[_diff_row(row) for row in found.rows],
-        )
-
-
-def _diff_row(row: diff.Row) -> DiffRow:
-    return DiffRow(
-        kind=row.kind,
-        old_line=row.old_line,
-        old=_segments(row.old),
-        new_line=row.new_line,
-        new=_segments(row.new),
-        hidden=row.hidden,
-    )
-
-
-def _segments(found: Sequence[diff.Segment]) -> list[Segment]:
-    return [Segment(text=text, marked=marked) for text, marked in found]
+        return cls(**versions.comparison_for_programs(from_version, to_version, found))
 
 
 class Pruned(Shape):
@@ -541,12 +520,13 @@ class User(Shape):
     username: str
     role: str
     enabled: bool
+    has_password: bool = Field(description="Without one they sign in by a link, and choose one")
     created_at: datetime
     last_login_at: datetime | None
 
     @classmethod
-    def of(cls, row: CronUser) -> Self:
-        return cls.model_construct(**_attributes(row, cls))
+    def of(cls, found: UserView) -> Self:
+        return cls.model_construct(**found.for_programs())
 
 
 class SignInLink(Shape):
@@ -568,6 +548,7 @@ class Token(Shape):
     id: int
     name: str
     role: str
+    state: Literal["valid", "expired", "revoked"]
     created_at: datetime
     created_by: str | None
     expires_at: datetime | None = Field(description="null where it never ends")
@@ -575,8 +556,8 @@ class Token(Shape):
     last_used_at: datetime | None
 
     @classmethod
-    def of(cls, row: CronToken, **more: Any) -> Self:
-        return cls.model_construct(**_attributes(row, cls, *more), **more)
+    def of(cls, found: TokenView, **more: Any) -> Self:
+        return cls.model_construct(**found.for_programs(), **more)
 
 
 class NewToken(Token):
@@ -603,9 +584,8 @@ class Secret(Shape):
     jobs: list[GrantedJob] = Field(description="Those that may read it")
 
     @classmethod
-    def of(cls, row: CronSecret, jobs: Iterable[CronJob]) -> Self:
-        granted = [GrantedJob.model_construct(id=job.id, name=job.name) for job in jobs]
-        return cls.model_construct(jobs=granted, **_attributes(row, cls, "jobs"))
+    def of(cls, found: SecretView) -> Self:
+        return cls(**found.for_programs())
 
 
 class Setting(Shape):
@@ -680,8 +660,8 @@ class AuditEntry(Shape):
     after: dict[str, Any] | None
 
     @classmethod
-    def of(cls, row: CronAudit) -> Self:
-        return cls(**_attributes(row, cls))
+    def of(cls, found: AuditView) -> Self:
+        return cls(**found.for_programs())
 
 
 class Verdict(Shape):

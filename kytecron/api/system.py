@@ -10,7 +10,7 @@ from ..services import lifecycle
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import AuditFilter, ExecutionRow
-from ..views import runs, standing, workers
+from ..views import audit, runs, standing, workers
 from . import openapi, shapes
 from .executions import execution_detail
 from .inputs import AuditQuery, ListQuery, WorkersQuery
@@ -50,7 +50,7 @@ def list_audit(call: Call, query: AuditQuery) -> shapes.Page[shapes.AuditEntry]:
     wanted = AuditFilter(**query.model_dump(exclude={"limit", "cursor"}))
     found = queries.audit_log(call.session, wanted, cursor=query.cursor, limit=query.limit)
     return shapes.Page[shapes.AuditEntry](
-        items=[shapes.AuditEntry.of(row) for row in found.items], next_cursor=found.next
+        items=[shapes.AuditEntry.of(one) for one in audit.entries(found.items)], next_cursor=found.next
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..services.versions import CronVersionControl, read_job
 from ..store import queries
+from ..views import versions
 from . import shapes
 from .inputs import CompareQuery, ContentsQuery, ListQuery, PruneBody
 from .routing import Call, route
@@ -15,7 +16,7 @@ def list_versions(call: Call, job_id: int, query: ListQuery) -> shapes.Page[shap
     read_job(call.session, job_id)
     page = queries.versions(call.session, job_id, cursor=query.cursor, limit=query.limit)
     return shapes.Page[shapes.Version](
-        items=[shapes.Version.of(row) for row in page.items], next_cursor=page.next
+        items=[shapes.Version.of(one) for one in versions.views(page.items)], next_cursor=page.next
     )
 
 
@@ -23,7 +24,7 @@ def list_versions(call: Call, job_id: int, query: ListQuery) -> shapes.Page[shap
 def read_version(call: Call, job_id: int, version: int) -> shapes.VersionDetail:
     """Read what a version changed, when and by whom."""
     read_job(call.session, job_id)
-    return shapes.VersionDetail.of(_versions(call).get(job_id, version))
+    return shapes.VersionDetail.of_detail(_versions(call).get(job_id, version))
 
 
 @route("GET /jobs/{job_id}/versions/{version}/code", role="viewer")

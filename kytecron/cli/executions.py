@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from ..core.states import Origin, Status
 from ..services import lifecycle
+from ..store import db as database
 from ..store import queries
 from ..store.keyset import Page
-from ..store.queries import ExecutionDetail, ExecutionFilter
+from ..store.queries import ExecutionFilter
 from ..views import runs
-from . import console, shapes
+from ..views.runs import Phase
+from . import console
 from .console import ID, MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say
-from .jobs import ending, manager
+from .jobs import manager
 
 FOLLOW_STEP = 0.2
 
@@ -50,7 +53,7 @@ def list_executions(
         cursor,
         everything,
     )
-    items = [shapes.execution(row.execution, row.job_name) for row in page.items]
+    items = [runs.for_programs(row.execution, row.job_name) for row in page.items]
     console.print_page(Page(items, page.next), as_json, lambda _: _show_executions(runs.views(page.items)))
 
 
@@ -79,50 +82,48 @@ def _show_executions(found: list[runs.RunView]) -> None:
 @json_option
 def show(execution: int, as_json: bool) -> None:
     """Show an execution: all but its output, and every attempt of its chain."""
-    found = queries.execution(console.database(), execution)
+    session = console.database()
+    found = queries.execution(session, execution)
     if as_json:
-        console.print_json(shapes.execution_detail(found))
+        console.print_json(runs.detail_for_programs(found))
         return
-    run, job = found.execution, found.job
-    view = runs.view(run, job.name if job else "")
+    run = runs.detail(found, database.now(session))
     console.facts(
         {
             "id": run.id,
-            "job": f"{job.name} ({job.id})" if job else run.cron_job,
-            "status": run.status,
-            "why": view.cause,
+            "job": f"{run.job.name} ({run.job.id})" if run.job else run.job_id,
+            "status": f"{run.status}, being stopped" if run.phase is Phase.STOPPING else run.status,
+            "why": run.cause,
             "slot": run.scheduled_time,
-            **({"slots": view.slots, "last slot": view.slots_until} if view.slots else {}),
-            "started by": view.origin,
-            "attempt": view.attempt,
+            **({"slots": run.slots, "last slot": run.slots_until} if run.slots else {}),
+            "started by": run.origin,
+            "attempt": run.attempt,
             "due": run.due_time,
             "started": run.started_at,
             "completed": run.completed_at,
-            "took": view.took,
-            "progress": view.progress,
-            "memory": view.memory,
-            "cpu time": view.cpu,
-            "exit code": view.exit_code,
-            "version": view.version_text,
-            "worker": run.locked_by,
+            "took": run.took,
+            "progress": run.progress,
+            "memory": run.memory,
+            "cpu time": run.cpu,
+            "exit code": run.exit_code,
+            "version": run.version_text,
+            "worker": run.worker,
+            "lease until": run.lease_until,
             "parameters": run.parameters,
             "result": run.result,
-            "output": view.output,
+            "output": run.output,
         }
     )
     if run.stack_trace:
         say()
         console.print_output(run.stack_trace.rstrip("\n") + "\n")
-    _show_attempts(found)
+    _show_attempts(run.attempts)
 
 
-def _show_attempts(found: ExecutionDetail) -> None:
-    if len(found.attempts) > 1:
+def _show_attempts(attempts: Sequence[runs.Attempt]) -> None:
+    if len(attempts) > 1:
         say()
-        rows = [
-            (run.id, run.retry_count + 1, run.status, run.due_time, run.started_at, run.error)
-            for run in found.attempts
-        ]
+        rows = [(run.id, run.number, run.status, run.due_time, run.started_at, run.error) for run in attempts]
         console.table(("ID", "ATTEMPT", "STATUS", "DUE", "STARTED", "WHY"), rows)
 
 
@@ -144,7 +145,7 @@ def log(execution: int, follow: bool) -> None:
         output.add(part.text)
     output.end()
     if follow:
-        console.note(ending(queries.execution(session, execution).execution))
+        console.note(runs.ending(queries.execution(session, execution).execution))
 
 
 @executions.command()
@@ -154,8 +155,7 @@ def log(execution: int, follow: bool) -> None:
 def cancel(execution: int, reason: str, as_json: bool) -> None:
     """Call off a pending run at once, or ask the worker of a running one to stop it."""
     run = lifecycle.cancel(console.database(), execution, console.actor(), reason)
-    asked = f"The worker of execution {run.id} stops it."
-    _done(run.id, asked if run.status == Status.RUNNING else f"Execution {run.id} is {run.status}.", as_json)
+    _done(run.id, runs.after_cancel(run), as_json)
 
 
 @executions.command()
@@ -179,6 +179,6 @@ def rerun(execution: int, same_version: bool, as_json: bool) -> None:
 
 def _done(execution: int, text: str, as_json: bool) -> None:
     if as_json:
-        console.print_json(shapes.execution_detail(queries.execution(console.database(), execution)))
+        console.print_json(runs.detail_for_programs(queries.execution(console.database(), execution)))
     else:
         say(text)

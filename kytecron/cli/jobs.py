@@ -14,8 +14,8 @@ from ..core.choices import ScheduleType
 from ..core.errors import Invalid
 from ..core.fields import DEFAULTS, FIELDS
 from ..core.preview import MAX_PREVIEW
-from ..core.schedule import zone
 from ..core.states import FINAL, Status
+from ..core.zones import zone
 from ..services import audit, lifecycle, registry, upcoming, why
 from ..services.jobs import CronJobManager, configuration, parents_of
 from ..services.versions import get_version
@@ -25,6 +25,8 @@ from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
 from ..store.queries import JOB_SORTS, JOB_STATUSES, NEVER_RAN, JobFilter
 from ..views import jobs as views
+from ..views import runs
+from ..views.facts import SAID_WITH_ANOTHER
 from . import console, shapes
 from .console import MOMENT_HELP, VERSION, Group, Moment, json_option, page_options, say, yes_option
 from .fields import code_options, given, job_options
@@ -111,10 +113,11 @@ def _show_jobs(found: list[views.JobView]) -> None:
 def show(job: str, as_json: bool) -> None:
     """Show a job: where it stands, and what was set on it."""
     row = manager().find(job)
-    found, view = detail(row), views.view(row)
+    found = detail(row)
     if as_json:
         console.print_json(found)
         return
+    view = views.detail(console.database(), row)
     summary, version = found["execution_summary"], found["version_info"]
     console.facts(
         {
@@ -131,18 +134,22 @@ def show(job: str, as_json: bool) -> None:
             "attempts": summary["attempts"],
             "recovered": summary["recovered"],
             "skipped": summary["skipped"],
-            "counted": found["attempts_until"]
-            and f"in attempts up to {found['attempts_until']}, in slots since",
+            "counted": view.counted,
             "duration": console.duration(summary["avg_duration_ms"]),
-            "failing": f"{found['consecutive_failures']} in a row" if found["consecutive_failures"] else None,
+            "failing": f"{view.failures} in a row" if view.failures else None,
             "version": version and f"{version['version_number']} by {version['created_by']}",
             "changed": found["updated_at"]
             and f"{console.moment(found['updated_at'])} by {found['updated_by']}",
         }
     )
+    told = [fact for group in view.facts for fact in group.rows]
     say()
-    chosen = {name: found[name] for name in FIELDS if found[name] != DEFAULTS.get(name)}
-    console.facts({name: value for name, value in chosen.items() if name != "name"})
+    console.facts({fact.label: fact.text for fact in told})
+    say()
+    left = FIELDS.keys() - {"name", *(fact.name for fact in told), *SAID_WITH_ANOTHER}
+    console.facts(
+        {name: found[name] for name in FIELDS if name in left and found[name] != DEFAULTS.get(name)}
+    )
     _warn(found["warnings"])
 
 
@@ -184,16 +191,17 @@ def next_runs(job: str, count: int, as_json: bool) -> None:
     """Show when a job runs next, and what about its schedule may surprise."""
     found = manager().find(job)
     session = console.database()
-    answer = asdict(upcoming.upcoming(session, found, count, database.now(session)))
+    answer = upcoming.upcoming(session, found, count, database.now(session))
     if as_json:
-        console.print_json(answer)
+        console.print_json(asdict(answer))
         return
-    say(f"{answer['schedule']}:" if answer["slots"] else f"{answer['schedule']}. No run is planned.")
-    if answer["slots"]:
-        titles = tuple(dict.fromkeys(("UTC", found.timezone)))
-        rows = [[_on_clock(slot, name) for name in titles] for slot in answer["slots"]]
-        console.table(titles, rows)
-    _warn(answer["warnings"])
+    none = views.no_slots(found)
+    say(f"{answer.schedule}{':' if answer.slots else f'. Next slots: {none[0].lower()}{none[1:]}'}")
+    if answer.slots:
+        told = views.slots(answer.slots, found.timezone)
+        titles = ("UTC", found.timezone) if any(slot.offset for slot in told) else ("UTC",)
+        console.table(titles, [[_on_clock(slot, name) for name in titles] for slot in answer.slots])
+    _warn(answer.warnings)
 
 
 def _warn(warnings: list[str]) -> None:
@@ -341,9 +349,9 @@ def trigger(
     ended = _wait(run, timeout) if wait else False
     found = queries.execution(session, run.id)
     if as_json:
-        console.print_json(shapes.execution_detail(found))
+        console.print_json(runs.detail_for_programs(found))
     elif ended:
-        say(ending(found.execution))
+        say(runs.ending(found.execution))
     if wait and not ended:
         raise console.Failed(f"Execution {run.id} is still {found.execution.status} after {timeout:g} s")
     if ended and found.execution.status not in GOOD_ENDS:
@@ -377,13 +385,6 @@ def _wait(run: CronJobExecution, timeout: float | None) -> bool:
     return True
 
 
-def ending(run: CronJobExecution) -> str:
-    """How a run ended, in one line."""
-    took = f" after {console.duration(run.duration_ms)}" if run.duration_ms is not None else ""
-    cause = run.error or run.skipped_reason
-    return f"Execution {run.id} {run.status}{took}" + (f": {cause}" if cause else "")
-
-
 def _tell_retry(found: queries.ExecutionDetail) -> None:
     for attempt in found.attempts:
         if attempt.status == Status.PENDING and attempt.due_time is not None:
@@ -403,15 +404,15 @@ def backfill(job: str, start: datetime, end: datetime, dry_run: bool, as_json: b
     found = lifecycle.backfill(
         console.database(), manager().find(job).id, start, end, console.actor(), dry_run=dry_run
     )
-    runs = sum(slot.will_run for slot in found)
+    number = sum(slot.will_run for slot in found)
     if as_json:
         shown = [
             {"scheduled_time": one.slot, "status": one.status, "will_run": one.will_run} for one in found
         ]
-        console.print_json({"dry_run": dry_run, "runs": runs, "slots": shown})
+        console.print_json({"dry_run": dry_run, "runs": number, "slots": shown})
         return
     console.table(("SLOT", "STATUS", "RUNS"), [(one.slot, one.status, one.will_run) for one in found])
-    say(f"{runs} of {len(found)} slots {'would run' if dry_run else 'will run'}.")
+    say(f"{number} of {len(found)} slots {'would run' if dry_run else 'will run'}.")
 
 
 # -- to a file and back --------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ import sys
 import click
 
 from ..services import accounts
-from . import console, shapes
+from ..store import db as database
+from ..views import people
+from . import console
 from .console import ID, Group, json_option, say, yes_option
 
 ROLE = click.Choice([*map(str, accounts.ROLES)])
@@ -29,7 +31,7 @@ def create(username: str, role: str, no_password: bool, password_stdin: bool, as
     password = None if no_password else _password(password_stdin)
     user = accounts.create_user(console.database(), username, password, role, console.actor())
     if as_json:
-        console.print_json(shapes.user(user))
+        console.print_json(people.user(user).for_programs())
     else:
         say(f"User {user.username!r} with the role {role} created.")
     if no_password:
@@ -55,19 +57,12 @@ def _print_link(username: str, err: bool = False) -> None:
 @json_option
 def list_users(as_json: bool) -> None:
     """List users."""
-    found = [shapes.user(row) for row in accounts.list_users(console.database())]
+    found = people.users(accounts.list_users(console.database()))
     if as_json:
-        console.print_json({"items": found})
+        console.print_json({"items": [one.for_programs() for one in found]})
         return
     rows = [
-        (
-            one["id"],
-            one["username"],
-            one["role"],
-            "enabled" if one["enabled"] else "disabled",
-            one["created_at"],
-            one["last_login_at"],
-        )
+        (one.id, one.username, one.role, one.state, one.created_at, one.last_login_at or "never")
         for one in found
     ]
     console.table(("ID", "USER", "ROLE", "STATUS", "CREATED", "LAST SIGN-IN"), rows)
@@ -148,7 +143,8 @@ def create_token(name: str, role: str, expires: int | None, as_json: bool) -> No
     """Create a token and print it. It is never shown again."""
     row, plain = accounts.create_token(console.database(), name, role, expires, console.actor())
     if as_json:
-        console.print_json({"token": plain, **shapes.token(row)})
+        made = people.token(row, database.now(console.database()))
+        console.print_json({"token": plain, **made.for_programs()})
         return
     console.note(f"Token {row.id} {row.name!r} with the role {role}. Keep it: it is never shown again.")
     click.echo(plain)
@@ -158,23 +154,25 @@ def create_token(name: str, role: str, expires: int | None, as_json: bool) -> No
 @json_option
 def list_tokens(as_json: bool) -> None:
     """List tokens, revoked and expired ones too, the newest first."""
-    found = [shapes.token(row) for row in accounts.list_tokens(console.database())]
+    session = console.database()
+    found = people.tokens(accounts.list_tokens(session), database.now(session))
     if as_json:
-        console.print_json({"items": found})
+        console.print_json({"items": [one.for_programs() for one in found]})
         return
     rows = [
         (
-            one["id"],
-            one["name"],
-            one["role"],
-            one["created_by"],
-            one["expires_at"] or "never",
-            one["last_used_at"] or "never",
-            one["revoked_at"],
+            one.id,
+            one.name,
+            one.role,
+            one.state,
+            one.created_by,
+            one.expires_at or "never",
+            one.last_used_at or "never",
+            one.revoked_at,
         )
         for one in found
     ]
-    console.table(("ID", "NAME", "ROLE", "BY", "EXPIRES", "LAST USED", "REVOKED"), rows)
+    console.table(("ID", "NAME", "ROLE", "STATE", "BY", "EXPIRES", "LAST USED", "REVOKED"), rows)
 
 
 @tokens.command()

@@ -7,10 +7,10 @@ import sys
 import click
 
 from ..services import secrets as service
+from ..views import secrets as views
 from . import console
 from .console import Group, json_option, say, yes_option
 from .jobs import manager
-from .shapes import Shape
 
 
 @click.group(cls=Group)
@@ -26,20 +26,11 @@ def secrets() -> None:
 def list_secrets(as_json: bool) -> None:
     """List the names of secrets, and the jobs that may read them."""
     session = console.database()
-    granted = service.granted_jobs(session)
-    found: list[Shape] = [
-        {
-            "name": row.name,
-            "updated_at": row.updated_at,
-            "updated_by": row.updated_by,
-            "jobs": [job.name for job in granted.get(row.id, [])],
-        }
-        for row in service.list_secrets(session)
-    ]
+    found = views.secrets(service.list_secrets(session), service.granted_jobs(session))
     if as_json:
-        console.print_json({"items": found})
+        console.print_json({"items": [one.for_programs() for one in found]})
         return
-    rows = [(one["name"], one["updated_at"], one["updated_by"], ", ".join(one["jobs"])) for one in found]
+    rows = [(one.name, one.updated_at, one.updated_by, [job.name for job in one.jobs]) for one in found]
     console.table(("NAME", "SET", "BY", "JOBS"), rows)
 
 

@@ -18,6 +18,7 @@ from ..store import db as database
 from ..store import queries
 from ..store.keyset import Page
 from ..store.queries import ExecutionRow, JobFilter
+from ..views import jobs as job_views
 from ..views import runs
 from ..views import workers as views
 from ..views.standing import Standing, standing
@@ -67,25 +68,22 @@ def _stale() -> Reader:
 def _print_locks(read: Reader, limit: int, cursor: str | None, everything: bool, as_json: bool) -> None:
     page = console.read_pages(read, limit, cursor, everything)
     now = database.now(console.database())
-    console.print_page(
-        Page([one.for_programs() for one in runs.locks(page.items, now)], page.next), as_json, _show_locks
-    )
+    found = runs.locks(page.items, now)
+    shown = Page([one.for_programs() for one in found], page.next)
+    console.print_page(shown, as_json, lambda _: _show_locks(found))
 
 
-def _show_locks(found: list[Shape]) -> None:
+def _show_locks(found: list[runs.LockView]) -> None:
     rows = [
-        (
-            one["execution_id"],
-            one["job_name"],
-            one["locked_by"],
-            one["locked_at"],
-            one["locked_until"],
-            "stale" if one["stale"] else "",
-        )
+        (one.execution_id, one.job_name, one.locked_by, one.locked_at, one.locked_until, _lock_notes(one))
         for one in found
     ]
     titles = ("EXECUTION", "JOB", "WORKER", "SINCE", "UNTIL", "")
     console.table(titles, rows)
+
+
+def _lock_notes(one: runs.LockView) -> str:
+    return "stale" if one.stale else "asked to stop" if one.asked_to_stop else ""
 
 
 @locks.command()
@@ -95,10 +93,7 @@ def clear(execution: int, yes: bool) -> None:
     """Take a run from its worker: it ends as lost and is retried, once a worker that lives has stopped it."""
     console.confirm(f"Take execution {execution} from its worker?", yes)
     run = lifecycle.release_lock(console.database(), execution, console.actor())
-    if run.status == Status.RUNNING:
-        say(f"Worker {run.locked_by} was asked to stop execution {run.id}, which then ends as lost.")
-    else:
-        say(f"Execution {run.id} is {run.status}.")
+    say(runs.after_release(run))
 
 
 @locks.command("clear-all")
@@ -134,8 +129,7 @@ def lock_stats(hours: int, as_json: bool) -> None:
     session = console.database()
     now = database.now(session)
     running = console.read_pages(_running(), 1, None, True).items
-    held = [one.for_programs() for one in runs.locks(running, now)]
-    found = _lock_stats(held, queries.workers(session, now - timedelta(hours=hours)))
+    found = _lock_stats(runs.locks(running, now), queries.workers(session, now - timedelta(hours=hours)))
     if as_json:
         console.print_json(found)
         return
@@ -147,9 +141,9 @@ def lock_stats(hours: int, as_json: bool) -> None:
         console.table(("WORKER", "LOCKS", "STALE"), rows)
 
 
-def _lock_stats(held: list[Shape], workers: Any) -> Shape:
-    locks_of = Counter(one["locked_by"] for one in held)
-    stale_of = Counter(one["locked_by"] for one in held if one["stale"])
+def _lock_stats(held: list[runs.LockView], workers: Any) -> Shape:
+    locks_of = Counter(one.locked_by for one in held)
+    stale_of = Counter(one.locked_by for one in held if one.stale)
     told: Counter[str] = Counter()
     for worker in workers:
         for name in ("locks_acquired", "locks_missed", "leases_expired"):
@@ -158,7 +152,7 @@ def _lock_stats(held: list[Shape], workers: Any) -> Shape:
     return {
         "locks": len(held),
         "stale": sum(stale_of.values()),
-        "oldest": min((one["locked_at"] for one in held), default=None),
+        "oldest": min((one.locked_at for one in held if one.locked_at), default=None),
         **{name: told[name] for name in ("locks_acquired", "locks_missed", "leases_expired")},
         "contention_rate": round(100 * told["locks_missed"] / tries, 1) if tries else None,
         "by_worker": [
@@ -190,20 +184,11 @@ def list_dead(limit: int, cursor: str | None, everything: bool, as_json: bool) -
         cursor,
         everything,
     )
-    console.print_page(job_page(page), as_json, _show_dead)
+    console.print_page(job_page(page), as_json, lambda _: _show_dead(job_views.views(page.items)))
 
 
-def _show_dead(found: list[Shape]) -> None:
-    rows = [
-        (
-            one["id"],
-            one["name"],
-            one["dead_letter_since"],
-            one["consecutive_failures"],
-            one["dead_letter_reason"],
-        )
-        for one in found
-    ]
+def _show_dead(found: list[job_views.JobView]) -> None:
+    rows = [(one.id, one.name, one.standing.since, one.failures, one.standing.reason) for one in found]
     console.table(("ID", "NAME", "SINCE", "FAILURES", "REASON"), rows)
 
 

@@ -14,10 +14,10 @@ from ..core import diff
 from ..services.versions import CronVersionControl
 from ..store import queries
 from ..store.keyset import Page
-from . import console, shapes
+from ..views import versions as views
+from . import console
 from .console import VERSION, Group, json_option, page_options, say, yes_option
 from .jobs import manager
-from .shapes import Shape
 
 SIDE_BY_SIDE = 100
 """Columns that a terminal must have for two texts beside each other."""
@@ -48,19 +48,21 @@ def history(job: str, limit: int, cursor: str | None, everything: bool, as_json:
         cursor,
         everything,
     )
-    console.print_page(Page([shapes.version(row) for row in page.items], page.next), as_json, _show_history)
+    found = views.views(page.items)
+    shown = Page([one.for_programs() for one in found], page.next)
+    console.print_page(shown, as_json, lambda _: _show_history(found))
 
 
-def _show_history(found: list[Shape]) -> None:
+def _show_history(found: list[views.VersionView]) -> None:
     rows = [
         (
-            one["version_number"],
-            one["is_current"] or None,
-            one["created_at"],
-            one["created_by"],
-            f"+{one['lines_added']} -{one['lines_removed']} ~{one['lines_changed']}",
-            one["content_hash"][:12],
-            one["message"],
+            one.version_number,
+            one.is_current or None,
+            one.created_at,
+            one.by,
+            f"+{one.lines_added} -{one.lines_removed} ~{one.lines_changed}",
+            one.content_hash[:12],
+            one.message,
         )
         for one in found
     ]
@@ -83,20 +85,20 @@ def show(job: str, version: int | None, code: bool, as_json: bool) -> None:
         console.print_output(control.code(found.id, number))
         return
     row = control.get(found.id, number)
-    changed = f"{row.lines_added} added, {row.lines_removed} removed, {row.lines_changed} changed"
     if as_json:
-        console.print_json(shapes.version_detail(row))
+        console.print_json(views.detail_for_programs(row))
         return
+    view = views.view(row)
     console.facts(
         {
             "job": f"{found.name} ({found.id})",
-            "version": row.version_number,
-            "current": row.is_current,
-            "created": row.created_at,
-            "by": row.created_by,
-            "message": row.message,
-            "content": row.content_hash,
-            "lines": f"{row.lines_after}: {changed}",
+            "version": view.version_number,
+            "current": view.is_current,
+            "created": view.created_at,
+            "by": view.by,
+            "message": view.message,
+            "content": view.content_hash,
+            "lines": view.lines,
         }
     )
     if row.changes_from_previous:
@@ -116,14 +118,13 @@ def compare(job: str, from_version: int, to_version: int, context: int | None, a
     """Compare two versions: side by side on a wide terminal, one below the other elsewhere."""
     found = _control().compare(manager().find(job).id, from_version, to_version, context)
     if as_json:
-        console.print_json(shapes.comparison(from_version, to_version, found))
+        console.print_json(views.comparison_for_programs(from_version, to_version, found))
         return
     if console.on_terminal() and (terminal := Console()).width >= SIDE_BY_SIDE:
         terminal.print(_side_by_side(found))
     else:
         _one_below_the_other(found)
-    counts = found.counts
-    say(f"{counts.added} lines added, {counts.removed} removed, {counts.changed} changed.")
+    say(f"{views.in_words(found.counts)}.")
 
 
 def _side_by_side(found: diff.Diff) -> Table:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from croniter import croniter
 
 from kytecron.core import pasted
+from kytecron.core.untrusted import shown
 
 MAX_CRON_LENGTH = 200
 SEARCH_YEARS = 50
@@ -28,15 +29,6 @@ SEARCH_YEARS = 50
 
 class Refused(Exception):
     """Input that cannot be accepted; the text, if any, says what is wrong and what to write instead."""
-
-
-def shown(value: Any) -> str:
-    """A value from outside, safe and short enough to stand in a message."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 40 else value[:40] + "…")
-    if type(value) in (int, float, bool) and -(10**15) < value < 10**15:
-        return repr(value)
-    return f"(a {type(value).__name__[:40]})"
 
 
 # --- Calendars: which times on which days, as bit masks (bit n is set: n is in the set) ---------------------

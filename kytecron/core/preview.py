@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 
 from kytecron.core.choices import ScheduleType
 from kytecron.core.cron import Calendar, Step, parse_cron, steps
-from kytecron.core.schedule import Schedule, first_change, in_words, next_slot
+from kytecron.core.schedule import Schedule, first_change, next_slot
+from kytecron.core.words import in_words
 
 MAX_PREVIEW = 50
 _LOOK_AHEAD = timedelta(days=400)

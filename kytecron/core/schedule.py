@@ -22,9 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta
-from difflib import get_close_matches
 from functools import lru_cache
-from importlib.resources import files
 from itertools import islice
 from typing import Any, NamedTuple, assert_never
 from zoneinfo import ZoneInfo
@@ -32,9 +30,11 @@ from zoneinfo import ZoneInfo
 import tzdata  # type: ignore[import-untyped]
 
 from kytecron.core.choices import MisfirePolicy, ScheduleType
-from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron, shown
+from kytecron.core.cron import SEARCH_YEARS, Calendar, Refused, parse_cron
 from kytecron.core.errors import Invalid
-from kytecron.core.zones import zone_names
+from kytecron.core.untrusted import shown
+from kytecron.core.words import in_words
+from kytecron.core.zones import zone
 
 MISFIRE_GRACE_SECONDS = 60
 MAX_CATCH_UP = 100
@@ -62,30 +62,6 @@ def tzdata_order(version: str) -> tuple[int, int]:
         return (0, 0)
     year, letter, number = found.groups()
     return (int(year), ord(letter) - ord("a") + 1 if letter else int(number))
-
-
-@lru_cache(maxsize=1024)
-def zone(name: str) -> ZoneInfo:
-    """The time zone of that name, read from the pinned `tzdata` package and never from the machine: servers
-    whose operating systems differ in age must agree on every slot.
-
-    Raises Invalid on `timezone`, with the nearest name, when there is no such zone.
-    """
-    if name not in zone_names():
-        raise Invalid({"timezone": f"Invalid timezone {shown(name)}. {_zone_hint(name)}"})
-    with files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as stream:
-        return ZoneInfo.from_file(stream, key=name)
-
-
-def _zone_hint(name: str) -> str:
-    """The nearest name, compared as a whole or by its city alone."""
-    names = {known.rpartition("/")[2].lower(): known for known in zone_names()}
-    names |= {known.lower(): known for known in zone_names()}
-    wanted = name.strip().lower().replace(" ", "_")
-    close = get_close_matches(wanted, names, n=1, cutoff=0.75) if len(wanted) <= 64 else []
-    if close:
-        return f"Did you mean {names[close[0]]}?"
-    return "Write a name such as Europe/Berlin, America/New_York or UTC"
 
 
 def first_change(local_zone: ZoneInfo, start: datetime, end: datetime) -> datetime:
@@ -163,14 +139,24 @@ def _read_time(value: Any) -> time:
     return time(hour, minute, second)
 
 
+_WEEKDAYS_HINT = "Write 0 (Sunday) to 6 (Saturday), or several such as 1,3,5"
+
+
 def _read_weekdays(value: Any) -> tuple[int, ...]:
     if isinstance(value, str):
         value = value.split(",", 7)
     elif not isinstance(value, list | tuple | set | frozenset):
         value = [value]
     if len(value) > 7:
-        raise Refused
-    return tuple(sorted({_read_whole(day, 0, 6) for day in value}))
+        raise Refused(f"Invalid day_of_week: more than 7 days. {_WEEKDAYS_HINT}")
+    return tuple(sorted({_read_weekday(day) for day in value}))
+
+
+def _read_weekday(day: Any) -> int:
+    try:
+        return _read_whole(day, 0, 6)
+    except Refused:
+        raise Refused(f"Invalid day_of_week {shown(day)}. {_WEEKDAYS_HINT}") from None
 
 
 def _read_cron(value: Any) -> str:
@@ -231,7 +217,7 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "day_of_week": (
         _read_weekdays,
-        "Write 0 (Sunday) to 6 (Saturday), or several such as 1,3,5",
+        _WEEKDAYS_HINT,
     ),
     "day_of_month": (
         lambda value: _read_whole(value, 1, 31),
@@ -645,14 +631,3 @@ def _missed(slots: Span, now: datetime, why: str, policy: str) -> Missed:
     if slots.count > 1:
         late = f"{in_words((now - slots.last).total_seconds())} to {late}"
     return Missed(slots, f"Missed by {late}: {why} (misfire_policy {policy})")
-
-
-def in_words(seconds: float, parts: int = 2) -> str:
-    """A duration for people, in at most so many units: `3 hours 12 minutes`. Less than a second is 0 seconds."""
-    rest = int(seconds)
-    words: list[str] = []
-    for unit, size in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
-        number, rest = divmod(rest, size)
-        if number:
-            words.append(f"{number:,} {unit}{'s' if number > 1 else ''}")
-    return " ".join(words[:parts]) or "0 seconds"

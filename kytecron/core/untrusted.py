@@ -41,6 +41,15 @@ def visible(text: str) -> str:
     return HIDDEN.sub(lambda found: f"\u27e8U+{ord(found.group()):04X}\u27e9", text)
 
 
+def shown(value: Any) -> str:
+    """A value from outside, safe and short enough to stand in a message."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else value[:40] + "…")
+    if type(value) in (int, float, bool) and -(10**15) < value < 10**15:
+        return repr(value)
+    return f"(a {type(value).__name__[:40]})"
+
+
 # -- names ---------------------------------------------------------------------------------------------------
 
 

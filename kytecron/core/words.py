@@ -1,12 +1,16 @@
-"""How values read to people, on pages, in the API and on the command line: durations, sizes, numbers, statuses."""
+"""How values read to people, on pages, in the API and on the command line: durations, sizes, numbers, statuses.
+
+What was measured is told in units that are written short (`duration`), what somebody set or has to wait for in words
+(`in_words`).
+"""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 
 from .errors import Invalid
-from .schedule import zone
 from .states import Status
+from .zones import zone
 
 STATUSES: dict[str, str] = {
     Status.PENDING: "Pending",
@@ -21,7 +25,7 @@ STATUSES: dict[str, str] = {
 
 
 def duration(milliseconds: float) -> str:
-    """Return a duration: `840 ms`, `3.2 s`, `2 min 05 s`, `1 h 03 min`, `2 d 4 h`."""
+    """Return a duration that was measured: `840 ms`, `3.2 s`, `2 min 05 s`, `1 h 03 min`, `2 d 4 h`."""
     if milliseconds < 1000:
         return f"{int(milliseconds)} ms"
     if milliseconds < 59_950:  # what rounds to 60.0 s is a minute
@@ -32,6 +36,17 @@ def duration(milliseconds: float) -> str:
     if seconds < 86_400:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
     return f"{seconds // 86_400} d {seconds % 86_400 // 3600} h"
+
+
+def in_words(seconds: float, parts: int = 2) -> str:
+    """Return a span of time for a sentence, in at most so many units: `3 hours 12 minutes`; `0 seconds` below one."""
+    rest = int(seconds)
+    told: list[str] = []
+    for unit, size in (("day", 86_400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        number, rest = divmod(rest, size)
+        if number:
+            told.append(count(number, unit))
+    return " ".join(told[:parts]) or "0 seconds"
 
 
 def count(number: int, what: str, many: str | None = None) -> str:
@@ -80,11 +95,22 @@ def rate_tone(rate: float | None) -> str:
 
 def in_zone(instant: datetime, name: str) -> str:
     """An instant as a clock in that zone shows it, with the zone's short name."""
+    local = _local(instant, name)
+    return f"{local:%a %d %b %Y} {clock(local)} {local.tzname()}"
+
+
+def minutes_ahead(instant: datetime, name: str) -> int:
+    """Return how far a clock in that zone is ahead of UTC at an instant."""
+    ahead = _local(instant, name).utcoffset()
+    return int(ahead.total_seconds()) // 60 if ahead else 0
+
+
+def _local(instant: datetime, name: str) -> datetime:
+    """In UTC where there is no such zone: a row written by hand may hold anything."""
     try:
-        local, short = instant.astimezone(zone(name)), None
+        return instant.astimezone(zone(name))
     except Invalid:
-        local, short = instant.astimezone(UTC), "UTC"
-    return f"{local:%a %d %b %Y} {clock(local)} {short or local.tzname()}"
+        return instant.astimezone(UTC)
 
 
 def clock(local: datetime) -> str:

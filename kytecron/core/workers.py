@@ -1,4 +1,7 @@
-"""Whether a worker is alive: the one rule, by what it last reported and what became known of it since."""
+"""Whether a worker is alive, and whether its lease of a run has ended: one rule each.
+
+A worker is judged by what it last reported and what became known of it since.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +53,11 @@ def state_of(worker: Report, now: datetime) -> WorkerState:
     if now - worker.last_seen_at > timedelta(seconds=worker.lease_seconds):
         return WorkerState.SILENT
     return WorkerState.DRAINING if worker.draining else WorkerState.ALIVE
+
+
+def lease_has_ended(until: datetime | None, now: datetime) -> bool:
+    """Return whether nobody holds a running run any more at `now`, by the database's clock: nor does one without lease.
+
+    `store.models.lease_ended` is the same as a condition on rows.
+    """
+    return until is None or until < now

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from ..config import Settings, unknown_variables
 from ..core.errors import Conflict, Invalid
-from ..core.schedule import TZDATA_VERSION, in_words, tzdata_order
-from ..core.words import count
+from ..core.schedule import TZDATA_VERSION, tzdata_order
+from ..core.words import count, in_words
 from ..store import db, dialects, figures, locks, queries, schema
 from ..store.models import CronWorkerRecord
 from . import lifecycle, probes, recount, registry, secrets, slots, upgrading

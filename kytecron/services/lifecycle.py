@@ -26,6 +26,7 @@ from ..core.jobspec import check_parameters
 from ..core.schedule import misfire
 from ..core.states import ACTIVE, Claim, Origin, Outcome, Status, StopRequest
 from ..core.untrusted import visible
+from ..core.workers import lease_has_ended
 from ..store import claims, db
 from ..store.db import transactional
 from ..store.models import CronJob, CronJobExecution, KyteCronJobVersion
@@ -500,7 +501,9 @@ def reap(session: Session, gone_workers: Collection[str] = ()) -> list[int]:
             (rows[claim.execution_id], _vanished(rows[claim.execution_id], claim.locked_by, reason))
             for claim, reason in vanished.items()
             if claim.execution_id in rows
-            and (claim.locked_by in gone_workers or _lease_has_ended(rows[claim.execution_id], now))
+            and (
+                claim.locked_by in gone_workers or lease_has_ended(rows[claim.execution_id].locked_until, now)
+            )
         ]
         endings.end(session, jobs, ours)
         # Whoever has reported after a lease ended lives, and only lost that run.
@@ -682,13 +685,9 @@ def release_lock(session: Session, execution_id: int, actor: Actor) -> CronJobEx
     return _read(session, execution_id)
 
 
-def _lease_has_ended(row: claims.EndingRun, now: datetime) -> bool:
-    return row.locked_until is None or row.locked_until < now
-
-
 def _may_still_run(session: Session, row: claims.EndingRun) -> bool:
     """Whether the holder of a running execution may have a process of it."""
-    if _lease_has_ended(row, db.now(session)):
+    if lease_has_ended(row.locked_until, db.now(session)):
         return False  # its worker has killed it in time
     return row.locked_by is not None and registry.may_be_alive(session, row.locked_by)
 

@@ -34,6 +34,7 @@ from sqlalchemy.orm import Session
 from ..config import Settings
 from ..core.choices import MessageKind, MessageStatus
 from ..core.states import ENDED, UNSUCCESSFUL, Status
+from ..core.words import in_words
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import UNSENT, CronOutbox
@@ -449,20 +450,10 @@ def _content(facts: Mapping[str, Any], settings: Settings) -> _Content:
 def _title(facts: Mapping[str, Any]) -> str:
     job = facts["job"]
     if facts["kind"] == MessageKind.RECOVERY:
-        return f"{job} works again, after {_in_words(facts['down_seconds'])}"
+        return f"{job} works again, after {in_words(facts['down_seconds'], parts=3)}"
     if facts["kind"] == MessageKind.DEAD_LETTER:
         return f"{job} was moved to the dead letter queue: it will not run until somebody recovers it"
     return f"{job} {ENDED[facts['status']]}"
-
-
-def _in_words(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "min")]
-    return " ".join(f"{number} {unit}" for number, unit in parts if number)
 
 
 def _one_line(text: str | None) -> str:

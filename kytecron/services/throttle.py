@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..core.errors import TooManyRequests
+from ..core.words import in_words
 from ..store import db
 from ..store.db import hits, transactional
 from ..store.models import CronThrottle
@@ -55,7 +56,7 @@ def take(session: Session, key: str, limit: int, per_seconds: int, said: str) ->
     use = Use(key, _window(now, per_seconds))
     if not _add_one(session, use, limit):
         wait = max(1, math.ceil((use.window - now).total_seconds() + per_seconds))
-        raise TooManyRequests(f"{said} Try again in {_in_words(wait)}.", wait)
+        raise TooManyRequests(f"{said} Try again in {in_words(wait)}.", wait)
     return use
 
 
@@ -91,8 +92,3 @@ def _add_one(session: Session, use: Use, limit: int) -> bool:
     except IntegrityError:  # the row is there: full, or made by another process a moment ago
         return hits(session, one_more) > 0
     return True
-
-
-def _in_words(seconds: int) -> str:
-    number, unit = (seconds, "second") if seconds < 60 else (math.ceil(seconds / 60), "minute")
-    return f"{number} {unit}" + ("s" if number > 1 else "")

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Engine
 
 from ..config import Settings
 from ..core.errors import Conflict
-from ..core.schedule import in_words
+from ..core.words import in_words
 from ..store import db, schema
 from . import registry
 

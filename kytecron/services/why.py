@@ -18,10 +18,11 @@ from sqlalchemy.orm import Session
 from ..core.choices import OverlapPolicy, ScheduleType
 from ..core.dependencies import ParentState, Waiting
 from ..core.errors import Invalid, NotFound
-from ..core.schedule import in_words, tzdata_order
+from ..core.schedule import tzdata_order
 from ..core.states import ENDED, FINAL, Origin, Status
 from ..core.untrusted import LARGEST
-from ..core.words import count
+from ..core.words import count, in_words
+from ..core.workers import lease_has_ended
 from ..store import db, locks
 from ..store.claims import RUN
 from ..store.models import GOING_ON, PENDING, RUNNING, CronAudit, CronJob, CronWorkerRecord
@@ -199,10 +200,9 @@ class _Look:
 
     def _running(self, run: Any) -> Iterator[Reason]:
         where = f"{_execution(run)} runs on worker {run.locked_by} since {_time(run.started_at)}"
-        if run.locked_until is not None and run.locked_until < self.now:
-            text = (
-                f"{where}, whose lease ended at {_time(run.locked_until)}: any living worker ends it as lost"
-            )
+        if lease_has_ended(run.locked_until, self.now):
+            when = f" at {_time(run.locked_until)}" if run.locked_until else ""
+            text = f"{where}, whose lease ended{when}: any living worker ends it as lost"
             yield Reason("lease_ended", text, run.locked_until)
             if none := self._no_worker():
                 yield none

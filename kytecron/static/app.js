@@ -206,6 +206,8 @@
     else text = absolute(when);
     if (element.textContent !== text) element.textContent = text;
     const utc = new Date(when).toISOString().slice(0, 19).replace("T", " ") + " UTC";
+    // Beside another clock: the same time is not written twice.
+    if ("beside" in element.dataset) element.hidden = -new Date(when).getTimezoneOffset() === Number(element.dataset.beside);
     const title = "local" in element.dataset || absolute(when) === utc ? utc : `${absolute(when)} (${utc})`;
     if (element.title !== title) element.title = title;
   }

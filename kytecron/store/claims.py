@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from ..core.choices import ScheduleType
 from ..core.fields import Reader, read_by
 from ..core.states import Claim, Origin, Status, StopRequest, sources
+from ..core.workers import lease_has_ended
 from . import db, dialects
 from .dialects import Dialect
 from .models import (
@@ -38,6 +39,7 @@ from .models import (
     CronJobSecret,
     CronOutbox,
     KyteCronJobVersion,
+    lease_ended,
 )
 from .prepared import Prepared, UpdateEach, values_of
 
@@ -542,8 +544,8 @@ def extend(
         return {}, set()
 
     def alive(row: Row) -> bool:
-        unended = row.locked_until is not None and row.locked_until > now
-        return _holds(wanted[row.id], row) and (unended or row.id in revivable)
+        ended = lease_has_ended(row.locked_until, now)
+        return _holds(wanted[row.id], row) and (not ended or row.id in revivable)
 
     query = _LOCK_FREE_HOLDERS if dialects.of(session).skip_locked else _LOCK_HOLDERS
     rows = {row.id: row for row in query.rows(session, {"ids": sorted(wanted)})}
@@ -667,7 +669,7 @@ def _claim_of(row: Row) -> tuple[str, int, int]:
 
 def expired(session: Session, now: datetime, limit: int) -> list[Claim]:
     """Claims whose lease has ended."""
-    return _claims(session, sa.and_(RUNNING, RUN.c.locked_until < now), limit)
+    return _claims(session, sa.and_(RUNNING, lease_ended(now)), limit)
 
 
 def leased_by(session: Session, worker_ids: Collection[str], limit: int) -> list[Claim]:

@@ -30,6 +30,7 @@ from .models import (
     CronJobDailyStat,
     CronJobExecution,
     CronOutbox,
+    lease_ended,
 )
 
 JOB: Any = CronJob.__table__
@@ -58,7 +59,7 @@ def execution_summary(job: CronJob) -> dict[str, Any]:
         "failed": failed,
         "timeouts": timeouts,
         "success_rate": success_rate(job.runs_completed, total),
-        "attempts": job.runs_total,
+        "attempts": job.runs_completed + job.runs_failed + job.runs_timeout,
         "recovered": job.runs_recovered,
         "skipped": job.runs_skipped,
         "avg_duration_ms": round(job.duration_total_ms / job.runs_total) if job.runs_total else None,
@@ -362,7 +363,7 @@ def _pending(session: Session, **conditions: Any) -> dict[str, int]:
 
 def _running(session: Session, now: datetime) -> dict[str, int]:
     """How many runs there are now, and how many of them under a lease that has ended."""
-    stale = _number_of(RUN.c.locked_until < now).label("stale_locks")
+    stale = _number_of(lease_ended(now)).label("stale_locks")
     return _whole_numbers(
         session.execute(sa.select(sa.func.count().label("running"), stale).where(RUNNING)).one()
     )

@@ -379,6 +379,11 @@ GOING_ON = Rare(_STATUS.in_([Status.PENDING, Status.RUNNING]))
 """Conditions on executions that have not ended: what is looked for by them is found in an index."""
 
 
+def lease_ended(now: datetime) -> Any:
+    """The condition on running executions that `core.workers.lease_has_ended` is: each of them has a lease."""
+    return CronJobExecution.__table__.c.locked_until < now
+
+
 class CronJobOutput(Base):
     """Output of a running or long-printing execution, in pieces; the rest stands in CronJobExecution.output."""
 

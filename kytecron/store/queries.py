@@ -40,6 +40,7 @@ from .models import (
     CronWorkerRecord,
     KyteCronJobVersion,
     KyteCronJobVersionContent,
+    lease_ended,
 )
 
 JOB: Any = CronJob.__table__
@@ -290,7 +291,7 @@ def stale_locks(
     session: Session, now: datetime, *, cursor: str | None = None, limit: int = 50
 ) -> Page[ExecutionRow]:
     """Running executions whose lease has ended: their worker vanished, and nobody has noticed yet."""
-    return _execution_page(session, NEWEST_FIRST, [[RUN.c.locked_until < now, RUNNING]], cursor, limit)
+    return _execution_page(session, NEWEST_FIRST, [[lease_ended(now), RUNNING]], cursor, limit)
 
 
 def pending(session: Session, *, cursor: str | None = None, limit: int = 50) -> Page[ExecutionRow]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, assert_never
 
 from sqlalchemy.orm import Session
 
 from ..core import words
-from ..core.choices import ScheduleType
-from ..core.schedule import in_words
+from ..core.choices import DependencyMode, ScheduleType
 from ..core.states import Status
 from ..services import upcoming
 from ..services.jobs import configuration_of
-from ..store import figures
+from ..store import figures, queries
 from ..store.figures import Figures
 from ..store.models import CronJob
+from .facts import Facts, facts
 
 STANDING = (
     *("id", "disabled_reason", "next_run_time", "in_dead_letter_queue", "dead_letter_reason"),
@@ -33,6 +33,8 @@ class Standing(NamedTuple):
 
     word: Literal["enabled", "disabled", "dead letter"]
     reason: str | None = None
+    since: datetime | None = None
+    """Of a dead letter."""
 
     @property
     def label(self) -> str:
@@ -76,6 +78,30 @@ class JobView:
     next_run_time: datetime | None
     not_planned: str
     """What it takes for a next run where none is planned: `when enabled`."""
+    failures: int
+    """Chains in a row that failed, up to the last one."""
+    current_version: int | None
+    deleted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDetail(JobView):
+    """A job with all that is told of it on its page."""
+
+    description: str
+    parameters: dict[str, Any] | None
+    facts: tuple[Facts, ...]
+    """What it is set to."""
+    parents: tuple[JobView, ...]
+    parents_mean: str
+    """What it does about its parents, as a sentence that a list of them follows."""
+    children: tuple[JobView, ...]
+    counted: str
+    """How its slots were counted before an upgrade; empty where they always were."""
+    created_at: datetime | None
+    created_by: str | None
+    updated_at: datetime | None
+    updated_by: str | None
 
 
 def next_run(job: CronJob, now: datetime) -> str:
@@ -87,7 +113,7 @@ def next_run(job: CronJob, now: datetime) -> str:
     if job.next_run_time is None:
         return "It runs when somebody or another job starts it."
     wait = (job.next_run_time - now).total_seconds()
-    when = f"in {in_words(wait)}" if wait >= 1 else "now"
+    when = f"in {words.in_words(wait)}" if wait >= 1 else "now"
     return f"It runs next {when}: {words.in_zone(job.next_run_time, job.timezone)}."
 
 
@@ -109,7 +135,49 @@ def view(job: CronJob) -> JobView:
         recent_results=job.recent_results,
         next_run_time=job.next_run_time if job.enabled else None,
         not_planned=_not_planned(job),
+        failures=job.consecutive_failures,
+        current_version=job.current_version,
+        deleted=bool(job.deleted_id),
     )
+
+
+def views(rows: Iterable[CronJob]) -> list[JobView]:
+    """Return what is told of jobs, in their order."""
+    return [view(row) for row in rows]
+
+
+def detail(session: Session, job: CronJob) -> JobDetail:
+    """Return all that is told of a job."""
+    base = view(job)
+    parents = [session.get(CronJob, one) for one in queries.parents(session, [job.id])[job.id]]
+    return JobDetail(
+        **{one.name: getattr(base, one.name) for one in fields(JobView)},
+        description=job.description,
+        parameters=job.parameters,
+        facts=facts(job),
+        parents=tuple(views(parent for parent in parents if parent is not None)),
+        parents_mean=_parents_mean(job),
+        children=tuple(views(queries.children(session, job.id))),
+        counted=_counted(job),
+        created_at=job.created_at,
+        created_by=job.created_by,
+        updated_at=job.updated_at,
+        updated_by=job.updated_by,
+    )
+
+
+def _parents_mean(job: CronJob) -> str:
+    match DependencyMode.of(job.dependency_mode):
+        case DependencyMode.TRIGGER:
+            return "Runs as soon as all of these have completed:"
+        case DependencyMode.GATE:
+            return "At its slots it waits for these, and is skipped if one has not completed:"
+        case never:
+            assert_never(never)
+
+
+def _counted(job: CronJob) -> str:
+    return f"in attempts up to {job.attempts_until}, in slots since" if job.attempts_until else ""
 
 
 def tags(job: CronJob) -> list[str]:
@@ -120,7 +188,7 @@ def tags(job: CronJob) -> list[str]:
 def standing(job: CronJob) -> Standing:
     """Return whether a job runs by itself."""
     if job.in_dead_letter_queue:
-        return Standing("dead letter", job.dead_letter_reason)
+        return Standing("dead letter", job.dead_letter_reason, job.dead_letter_since)
     return Standing("enabled") if job.enabled else Standing("disabled", job.disabled_reason)
 
 
@@ -170,10 +238,32 @@ def _not_planned(job: CronJob) -> str:
     return "when triggered" if job.schedule_type == ScheduleType.MANUAL else "not planned yet"
 
 
+class Slot(NamedTuple):
+    """An instant that a schedule names."""
+
+    at: datetime
+    text: str
+    """As a clock in the job's zone shows it, with the zone's short name."""
+    offset: int
+    """Minutes by which that clock is ahead of UTC."""
+    utc: str
+    """The time of day in UTC, with that name; empty where the other clock shows the same."""
+
+
+def slots(found: Iterable[datetime], timezone: str) -> list[Slot]:
+    """Return slots as they are told in a time zone; in UTC where there is no zone of that name."""
+    return [_slot(at, timezone) for at in found]
+
+
+def _slot(at: datetime, timezone: str) -> Slot:
+    ahead = words.minutes_ahead(at, timezone)
+    return Slot(at, words.in_zone(at, timezone), ahead, f"{words.clock(at)} UTC" if ahead else "")
+
+
 class NextSlots(NamedTuple):
     """The next slots of a job, or why there are none, and what about its schedule may surprise."""
 
-    slots: list[datetime]
+    slots: list[Slot]
     none: str
     """A sentence where there is no slot."""
     warnings: list[str]
@@ -182,16 +272,17 @@ class NextSlots(NamedTuple):
 def next_slots(session: Session, job: CronJob, number: int, now: datetime) -> NextSlots:
     """Return the next slots of a job: the list of `services.upcoming`, in words where it is empty."""
     found = upcoming.upcoming(session, job, number, now)
-    return NextSlots(found.slots, "" if found.slots else _no_slots(job), found.warnings)
+    return NextSlots(slots(found.slots, job.timezone), "" if found.slots else no_slots(job), found.warnings)
 
 
-def _no_slots(job: CronJob) -> str:
+def no_slots(job: CronJob) -> str:
+    """Return why a job has no next slot, as a sentence."""
     if job.in_dead_letter_queue:
         return "None until it is recovered."
     if not job.enabled:
         return "None while it is disabled."
     if job.schedule_type == ScheduleType.MANUAL:
-        return "None: it runs when a person, a program or its parents start it."
+        return "None. It runs when a person, a program or its parents start it."
     if upcoming.counts_from_completion(job):
         return "Known when the run that goes on has ended."
     return "None is planned yet."

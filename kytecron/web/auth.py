@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response
 from ..core.addresses import path_on_this_site
 from ..core.errors import Forbidden, Invalid, TooManyRequests
 from ..services import accounts
+from ..views import people
 from . import access
 from .access import PUBLIC, TOKEN, needs
 from .render import done, go
@@ -133,9 +134,10 @@ def end_session(token_hash: str) -> Response:
 def _account(errors: dict[str, str] | None = None) -> str:
     return render_template(
         "auth/account.html",
-        person=access.user(),
+        person=people.user(access.user()),
         errors=errors or {},
-        sessions=accounts.list_sessions(access.database(), access.user().id),
-        this_session=accounts.session_id(session[TOKEN]),
+        sessions=people.sessions(
+            accounts.list_sessions(access.database(), access.user().id), accounts.session_id(session[TOKEN])
+        ),
         shortest=accounts.MIN_PASSWORD,
     )

@@ -16,18 +16,20 @@ from ..core import diff
 from ..core import words as labels
 from ..core.ansi import advance
 from ..core.errors import NotFound, Unreadable
-from ..core.states import ACTIVE, UNSUCCESSFUL, Status
+from ..core.states import UNSUCCESSFUL, Status
 from ..services import lifecycle, versions, why
 from ..services.jobs import find
 from ..services.versions import read_job
 from ..store import db, queries
 from ..store.keyset import Page
 from ..store.models import CronJob, CronJobExecution
-from ..views import runs
+from ..views import jobs, runs
+from ..views.runs import Phase
+from ..views.versions import is_unchanged
 from . import access
 from .access import needs
 from .ansi import markup, overwrites
-from .listing import DiffRow, diff_rows, is_unchanged, trace
+from .listing import DiffRow, diff_rows, trace
 from .once import once
 from .render import back, done, is_htmx, page, wants_part
 
@@ -69,7 +71,7 @@ def _list(template: str, job: CronJob | None) -> Response:
     return page(
         template,
         "executions/_list.html",
-        job=job,
+        job=job and jobs.view(job),
         tab="executions",
         rows=runs.views(found.items),
         next_cursor=found.next,
@@ -129,7 +131,7 @@ def _day(text: str, name: str, problems: dict[str, str], plus: timedelta = timed
 class Comparison:
     """How the code of a failed run differs from the last run before it that completed."""
 
-    good: CronJobExecution
+    good: runs.RunView
     rows: list[DiffRow]
     unchanged: bool
 
@@ -140,33 +142,23 @@ def show(execution_id: int) -> Response:
     """One run and everything it left. Its state is a region; its log appends itself."""
     session = access.database()
     detail = queries.execution(session, execution_id)
-    run = detail.execution
-    context: dict[str, Any] = {
-        "run": run,
-        "job": detail.job,
-        "attempts": detail.attempts,
-        "active": run.status in ACTIVE,
-        "retry_waits": any(one.status == Status.PENDING and one.is_retry for one in detail.attempts),
-        "now": db.now(session),
-        "why": _why(session, detail),
-        "view": runs.view(run, detail.job.name if detail.job else ""),
-    }
+    run = runs.detail(detail, db.now(session))
+    context: dict[str, Any] = {"run": run, "job": run.job, "why": _why(session, run)}
     if not wants_part():
-        code = _code(session, run)
+        code = _code(session, detail.execution)
         context |= {
             "log": _log(session, run.id),
             "trace": trace(run.stack_trace, code) if run.stack_trace else [],
-            "comparison": _comparison(session, run, code),
+            "comparison": _comparison(session, detail.execution, code),
         }
     return page("executions/execution.html", "executions/_state.html", **context)
 
 
-def _why(session: Session, detail: queries.ExecutionDetail) -> why.Why | None:
-    """What a run that could start waits for. One that is not due yet says so itself."""
-    job, run = detail.job, detail.execution
-    if run.status != Status.PENDING or job is None or job.deleted_id:
+def _why(session: Session, run: runs.RunDetail) -> why.Why | None:
+    """What a run that has not started waits for."""
+    if run.job is None or run.job.deleted or run.phase not in (Phase.PLANNED, Phase.DUE, Phase.WAITING):
         return None
-    return why.explain(session, job.id)
+    return why.explain(session, run.job_id)
 
 
 def _code(session: Session, run: CronJobExecution) -> str | None:
@@ -189,7 +181,7 @@ def _comparison(session: Session, run: CronJobExecution, code: str | None) -> Co
     if before is None:
         return None
     changes = diff.side_by_side(before, code, context=3)
-    return Comparison(good, diff_rows(changes, before, code), is_unchanged(changes))
+    return Comparison(runs.view(good, ""), diff_rows(changes, before, code), is_unchanged(changes))
 
 
 # -- its log -------------------------------------------------------------------------------------------------
@@ -242,7 +234,7 @@ def log(execution_id: int) -> AnyResponse:
         piece, anew = _log(session, run.id), True
     else:
         anew = piece.cut
-    html = render_template("executions/_log.html", run=run, log=piece)
+    html = render_template("executions/_log.html", run=runs.view(run, ""), log=piece)
     return Response(html, headers={"HX-Retarget": "#log", "HX-Reswap": "innerHTML"} if anew else {})
 
 
@@ -321,8 +313,7 @@ def _download(session: Session, execution_id: int) -> Response:
 def cancel(execution_id: int) -> AnyResponse:
     """Stop a run, or call it off before it starts."""
     run = lifecycle.cancel(access.database(), execution_id, access.actor())
-    said = "is called off" if run.status == Status.CANCELLED else "is being stopped"
-    return done(f"Execution {execution_id} {said}.", back(_url(execution_id)))
+    return done(runs.after_cancel(run), back(_url(execution_id)))
 
 
 @area.post("/executions/<int:execution_id>/retry")
@@ -340,8 +331,8 @@ def rerun(execution_id: int) -> AnyResponse:
     same = request.form.get("version") == "same"
     access.throttle_triggers()
     session, actor = access.database(), access.actor()
-    run = once(lambda: lifecycle.rerun(session, execution_id, actor, same_version=same).id)
-    return done(f"Execution {run.id} runs this slot again.", _url(run.id), leave=True)
+    run_id = once(lambda: lifecycle.rerun(session, execution_id, actor, same_version=same).id)
+    return done(f"Execution {run_id} runs this slot again.", _url(run_id), leave=True)
 
 
 def _url(execution_id: int) -> str:

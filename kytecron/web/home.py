@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from datetime import timedelta
 
 from flask import Response
 
 from ..services import deadletters
 from ..store import db, queries
+from ..views import jobs, runs
 from ..views.standing import Place, standing
 from . import access
 from .access import needs
@@ -44,6 +43,8 @@ def index() -> Response:
     stands = standing(session, now)
     numbers = stands.numbers
     enabled = queries.JobFilter(status="enabled")
+    running = queries.running(session, limit=10)
+    following = queries.jobs(session, enabled, sort="next_run_time", limit=SHOWN).items
     return page(
         "home/page.html",
         "home/_region.html",
@@ -51,21 +52,9 @@ def index() -> Response:
         workforce=stands.workforce,
         verdict=stands.verdict,
         see=PLACES[stands.verdict.see] if stands.verdict.see else None,
-        running=queries.running(session, limit=10),
-        failed=_by_job(queries.failed_chains(session, now - FAILED_WITHIN, limit=FAILED_READ))[:SHOWN],
-        dead=deadletters.dead_letters(session)[:SHOWN] if numbers.dead else [],
-        upcoming=[
-            job
-            for job in queries.jobs(session, enabled, sort="next_run_time", limit=SHOWN).items
-            if job.next_run_time
-        ],
+        running=runs.views(running.items),
+        more_run=running.next is not None,
+        failed=runs.by_job(queries.failed_chains(session, now - FAILED_WITHIN, limit=FAILED_READ))[:SHOWN],
+        dead=jobs.views(deadletters.dead_letters(session)[:SHOWN]) if numbers.dead else [],
+        upcoming=jobs.views(job for job in following if job.next_run_time),
     )
-
-
-def _by_job(rows: Sequence[queries.ExecutionRow]) -> list[tuple[queries.ExecutionRow, int]]:
-    """The newest of each job's rows, and how many it has."""
-    newest: dict[int, queries.ExecutionRow] = {}
-    for row in rows:
-        newest.setdefault(row.execution.cron_job, row)
-    times = Counter(row.execution.cron_job for row in rows)
-    return [(row, times[job_id]) for job_id, row in newest.items()]

@@ -15,16 +15,16 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import diff
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.fields import DEFAULTS, FIELDS, LABELS, Group, Kind, by_label, in_group
-from ..core.schedule import zone
 from ..core.source import Problem
-from ..core.zones import zone_names
+from ..core.zones import zone, zone_names
 from ..services import checking, upcoming, versions
 from ..services import jobs as job_service
 from ..services.versions import read_job
 from ..store import db, queries
 from ..store.models import CronJob
 from ..views import jobs as job_views
-from . import access, words
+from ..views.audit import plain
+from . import access
 from .access import needs
 from .bounds import CODE, takes
 from .jobs import manager
@@ -121,7 +121,7 @@ def _form(
     session = access.database()
     return render_template(
         "jobs/form.html",
-        job=job,
+        job=job and job_views.view(job),
         v=values,
         errors=by_label(errors or {}),
         conflict=conflict,
@@ -155,7 +155,8 @@ def preview() -> Response:
         answer = job_service.preview(fields, now, PREVIEWED, *_known_of_job(session, now))
     except Invalid as invalid:
         wrong = {LABELS.get(name, name): text for name, text in by_label(invalid.fields).items()}
-    html = render_template("jobs/_preview.html", preview=answer, wrong=wrong)
+    slots = job_views.slots(answer.slots, answer.timezone) if answer else []
+    html = render_template("jobs/_preview.html", preview=answer, slots=slots, wrong=wrong)
     return make_response(html)
 
 
@@ -316,7 +317,7 @@ def both_sides(conflict: Conflict) -> dict[str, Any]:
         "message": conflict.message,
         "by": details.get("changed_by"),
         "fields": [
-            (LABELS.get(name, name), words.plain(sides["theirs"]), words.plain(sides["yours"]))
+            (LABELS.get(name, name), plain(sides["theirs"]), plain(sides["yours"]))
             for name, sides in details.get("fields", {}).items()
         ],
         "rows": [],

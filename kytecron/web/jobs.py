@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any
 
 from flask import Response, render_template, request, url_for
 from markupsafe import Markup
-from sqlalchemy.orm import Session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import words as labels
 from ..core.errors import Invalid
-from ..core.facts import facts
 from ..core.states import FINAL
 from ..services import deadletters, versions, why
 from ..services.jobs import CronJobManager
 from ..services.versions import read_job
 from ..store import db, figures, queries
-from ..store.models import CronJob
 from ..views import jobs as views
 from ..views import runs
+from ..views import versions as version_views
 from . import access, words
 from .access import needs
 from .bounds import LONG, takes
@@ -80,7 +76,7 @@ def index() -> Response:
     return page(
         "jobs/list.html",
         "jobs/_list.html",
-        rows=[_row(views.view(job)) for job in found.items],
+        rows=[_row(job) for job in views.views(found.items)],
         next_cursor=found.next,
         cursor=request.args.get("cursor"),
         filters=filters,
@@ -106,14 +102,6 @@ def _row_html(job: views.JobView, role: str, script_root: str) -> Markup:
 # -- one job -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The jobs that a job waits for, and those that wait for it."""
-
-    parents: Sequence[CronJob]
-    children: Sequence[CronJob]
-
-
 @area.get("/<int:job_id>")
 @needs("viewer")
 def show(job_id: int) -> Response:
@@ -126,8 +114,7 @@ def show(job_id: int) -> Response:
     return page(
         "jobs/job.html",
         "jobs/_overview.html",
-        job=job,
-        view=views.view(job),
+        job=views.detail(session, job),
         tab="overview",
         recent=runs.views(recent.items),
         more=recent.next is not None,
@@ -135,9 +122,7 @@ def show(job_id: int) -> Response:
         columns=_columns(statistics.days),
         summary=figures.execution_summary(job),
         upcoming=views.next_slots(session, job, UPCOMING, now),
-        family=_family(session, job_id),
         why=why.explain(session, job_id, now),
-        facts=facts(job),
     )
 
 
@@ -155,18 +140,12 @@ def _columns(days: list[tuple[date, figures.Figures]]) -> list[dict[str, Any]]:
     ]
 
 
-def _family(session: Session, job_id: int) -> Family:
-    parent_ids = queries.parents(session, [job_id])[job_id]
-    parents = [job for job in (session.get(CronJob, one) for one in parent_ids) if job is not None]
-    return Family(parents, queries.children(session, job_id))
-
-
 @area.get("/<int:job_id>/code")
 @needs("viewer")
 def code(job_id: int) -> str | AnyResponse:
     """The current version's source."""
     session = access.database()
-    job = read_job(session, job_id)
+    job = views.view(read_job(session, job_id))
     if job.current_version is None:
         return render_template("jobs/code.html", job=job, tab="code", version=None, lines=[], code="")
     source = versions.source_of(session, job_id, job.current_version)
@@ -174,7 +153,7 @@ def code(job_id: int) -> str | AnyResponse:
         "jobs/code.html",
         job=job,
         tab="code",
-        version=versions.get_version(session, job_id, job.current_version),
+        version=version_views.view(versions.get_version(session, job_id, job.current_version)),
         lines=listing(source),
         code=source,
     )
@@ -199,8 +178,8 @@ def _trigger_form(job_id: int, given: dict[str, str], errors: dict[str, str]) ->
     session = access.database()
     return render_template(
         "jobs/trigger.html",
-        job=read_job(session, job_id),
-        versions=versions.history(session, job_id, 50),
+        job=views.detail(session, read_job(session, job_id)),
+        versions=version_views.views(versions.history(session, job_id, 50)),
         given=given,
         errors=errors,
     )
@@ -215,14 +194,11 @@ def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     access.throttle_triggers()
     try:
         parameters, version = _parameters(given["parameters"]), _version(given["version"])
-        run = once(lambda: manager().trigger(job_id, parameters, given["note"], version).id)
+        run_id = once(lambda: manager().trigger(job_id, parameters, given["note"], version).id)
     except Invalid as invalid:
         return _trigger_form(job_id, given, invalid.fields), 422
-    to = url_for("executions.show", execution_id=run.id)
-    leave = "follow" in request.form
-    if run.before:
-        return done(f"This form has already started execution {run.id}.", to, tone="info", leave=leave)
-    return done(f"Queued as run #{run.id}.", to, leave=leave)
+    to = url_for("executions.show", execution_id=run_id)
+    return done(f"Queued as run #{run_id}.", to, leave="follow" in request.form)
 
 
 def _parameters(text: str) -> dict[str, Any] | None:
@@ -273,10 +249,10 @@ def recover(job_id: int) -> AnyResponse:
 @needs("editor")
 def clone(job_id: int) -> AnyResponse:
     """A disabled copy, opened for editing."""
-    copy = once(lambda: manager().clone(job_id).id)
+    copy_id = once(lambda: manager().clone(job_id).id)
     return done(
         "This is the copy. It is disabled until you enable it.",
-        url_for("jobform.edit", job_id=copy.id),
+        url_for("jobform.edit", job_id=copy_id),
         tone="info",
         leave=True,
     )

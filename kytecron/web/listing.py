@@ -133,11 +133,6 @@ def _side(lines: Sequence[Line], number: int | None, segments: Sequence[Segment]
     return Markup("").join(parts)
 
 
-def is_unchanged(diff: Diff) -> bool:
-    """Whether the two sides are the same."""
-    return not (diff.counts.added or diff.counts.removed or diff.counts.changed)
-
-
 # -- stack traces --------------------------------------------------------------------------------------------
 
 _FRAME = re.compile(r'^ *File "(?P<file>[^"\n]*)", line (?P<line>\d+)(?:, in (?P<name>.*))?$')

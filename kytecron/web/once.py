@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from flask import request, session
 
@@ -21,13 +20,6 @@ COUNT = "made"
 """Where the session's cookie counts what its forms have made."""
 
 
-class Made(NamedTuple):
-    """The id of what a form has made, and whether it was made when the form came before."""
-
-    id: int
-    before: bool
-
-
 def key() -> str:
     """A key for one copy of a form: another one in the next second, and after whatever was made in this session.
 
@@ -37,14 +29,14 @@ def key() -> str:
     return hashlib.sha256(seen.encode()).hexdigest()[:20]
 
 
-def once(make: Callable[[], int]) -> Made:
+def once(make: Callable[[], int]) -> int:
     """What `make`, one transaction, returns: at the second time that the same form comes, what it returned first.
 
     A form that was filled in anew is another one, and one without a key is carried out each time.
     """
     given = request.form.get(FIELD, "")
     if not given:
-        return Made(make(), before=False)
+        return make()
     # The fields belong to the key: who goes back and changes some asks for something else.
     sent = repr([request.path, given, *_sent()])
     asked = Asked(f"user:{access.user().id}", sent, sent)
@@ -53,7 +45,7 @@ def once(make: Callable[[], int]) -> Made:
     )
     if not before:
         session[COUNT] = session.get(COUNT, 0) + 1
-    return Made(int(answer.body), before)
+    return int(answer.body)
 
 
 def _sent() -> Iterable[tuple[str, str]]:

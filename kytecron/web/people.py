@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core.errors import Invalid
 from ..services import accounts
 from ..store import db
+from ..views import people
 from . import access
 from .access import needs
 from .render import done
@@ -27,10 +28,9 @@ def index() -> str:
 def _page(**more: Any) -> str:
     session = access.database()
     context: dict[str, Any] = {
-        "users": accounts.list_users(session),
-        "tokens": accounts.list_tokens(session),
+        "users": people.users(accounts.list_users(session)),
+        "tokens": people.tokens(accounts.list_tokens(session), db.now(session)),
         "roles": accounts.ROLES,
-        "now": db.now(session),
         "user_errors": {},
         "token_errors": {},
         "typed": {},

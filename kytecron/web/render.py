@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from flask import Response, flash, make_response, redirect, render_template, request
+from flask import Response, flash, make_response, redirect, render_template, request, session
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import addresses
@@ -42,7 +42,8 @@ def done(message: str, to: str, *, tone: str = "success", leave: bool = False) -
     """
     if is_htmx() and not leave:
         return tell(Response(status=204), message, tone, refresh=True)
-    flash(message, tone)
+    if (tone, message) not in session.get("_flashes", []):  # a form that came twice is answered alike
+        flash(message, tone)
     return go(to)
 
 

@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core.errors import Invalid, NotFound
 from ..services import secrets
 from ..services.jobs import find
+from ..views import secrets as views
 from . import access
 from .access import needs
 from .bounds import LONG, takes
@@ -28,8 +29,7 @@ def index() -> str:
 def _page(errors: dict[str, str] | None = None, typed: str = "") -> str:
     session = access.database()
     context: dict[str, Any] = {
-        "secrets": secrets.list_secrets(session),
-        "grants": secrets.granted_jobs(session),
+        "secrets": views.secrets(secrets.list_secrets(session), secrets.granted_jobs(session)),
         "errors": errors or {},
         "typed": typed,
     }

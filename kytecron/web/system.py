@@ -5,11 +5,11 @@ from __future__ import annotations
 from flask import Response, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..core.states import Status
 from ..services import deadletters, lifecycle, versions
 from ..store import db, queries
-from ..views import runs
+from ..views import jobs, runs
 from ..views import workers as views
+from ..views.audit import entries
 from . import access
 from .access import needs
 from .render import done, page
@@ -23,8 +23,8 @@ PAGE = 50
 @needs("viewer")
 def dead_letters() -> Response:
     """Jobs whose retries are exhausted."""
-    jobs = deadletters.dead_letters(access.database())
-    return page("system/dead_letters.html", "system/_dead_letters.html", jobs=jobs)
+    found = jobs.views(deadletters.dead_letters(access.database()))
+    return page("system/dead_letters.html", "system/_dead_letters.html", jobs=found)
 
 
 @area.post("/dead-letters/recover")
@@ -64,10 +64,7 @@ def workers() -> Response:
 def release(execution_id: int) -> AnyResponse:
     """Take a run from its worker: it counts as lost and is retried."""
     run = lifecycle.release_lock(access.database(), execution_id, access.actor())
-    said = f"Execution {execution_id} was taken from its worker."
-    if run.status == Status.RUNNING:
-        said = f"The worker of execution {execution_id} was asked to stop it; it then counts as lost."
-    return done(said, url_for("system.workers"))
+    return done(runs.after_release(run), url_for("system.workers"))
 
 
 @area.get("/audit")
@@ -87,7 +84,7 @@ def audit() -> Response:
     return page(
         "system/audit.html",
         "system/_audit.html",
-        rows=found.items,
+        rows=entries(found.items),
         next_cursor=found.next,
         cursor=cursor,
         filters={name: value for name, value in asked.items() if value},
@@ -98,9 +95,4 @@ def audit() -> Response:
 @needs("viewer")
 def storage() -> str:
     """What the versions' code takes up, and what sharing saves."""
-    session = access.database()
-    return render_template(
-        "system/storage.html",
-        stats=versions.content_stats(session),
-        orphaned=versions.CronVersionControl(session).orphaned(),
-    )
+    return render_template("system/storage.html", stats=versions.content_stats(access.database()))

@@ -11,9 +11,11 @@ from ..core.errors import Invalid
 from ..services import versions
 from ..services.versions import read_job
 from ..store import queries
+from ..views import jobs
+from ..views import versions as views
 from . import access
 from .access import needs
-from .listing import diff_rows, is_unchanged, listing
+from .listing import diff_rows, listing
 
 area = access.area("versions", __name__, "/jobs/<int:job_id>/versions")
 
@@ -28,15 +30,14 @@ MAX_ROWS = 4000
 def index(job_id: int) -> str:
     """The history, newest first."""
     session = access.database()
-    job = read_job(session, job_id)
+    job = jobs.view(read_job(session, job_id))
     before = request.args.get("before", type=int)
     rows = versions.history(session, job_id, PAGE + 1, before)
     return render_template(
         "versions/list.html",
         job=job,
         tab="versions",
-        versions=rows[:PAGE],
-        sharing=queries.sharing(session, [row.content_hash for row in rows]),
+        versions=views.views(rows[:PAGE], queries.sharing(session, [row.content_hash for row in rows])),
         next_before=rows[PAGE - 1].version_number if len(rows) > PAGE else None,
         before=before,
     )
@@ -47,13 +48,13 @@ def index(job_id: int) -> str:
 def show(job_id: int, number: int) -> str:
     """One version's source."""
     session = access.database()
-    job = read_job(session, job_id)
+    job = jobs.view(read_job(session, job_id))
     source = versions.source_of(session, job_id, number)
     return render_template(
         "versions/version.html",
         job=job,
         tab="versions",
-        version=versions.get_version(session, job_id, number),
+        version=views.view(versions.get_version(session, job_id, number)),
         lines=listing(source),
         code=source,
     )
@@ -74,7 +75,7 @@ def download(job_id: int, number: int) -> Response:
 def compare(job_id: int) -> str | AnyResponse:
     """Two versions side by side."""
     session = access.database()
-    job = read_job(session, job_id)
+    job = jobs.view(read_job(session, job_id))
     old, new = request.args.get("from", type=int), request.args.get("to", type=int)
     if old is None or new is None:
         raise Invalid({"from": "Choose two versions to compare"})
@@ -88,12 +89,12 @@ def compare(job_id: int) -> str | AnyResponse:
         "versions/compare.html",
         job=job,
         tab="versions",
-        old=versions.get_version(session, job_id, old),
-        new=versions.get_version(session, job_id, new),
-        choices=versions.history(session, job_id, versions.MAX_PAGE),
+        old=views.view(versions.get_version(session, job_id, old)),
+        new=views.view(versions.get_version(session, job_id, new)),
+        choices=views.views(versions.history(session, job_id, versions.MAX_PAGE)),
         rows=rows[:MAX_ROWS],
         left_out=max(0, len(rows) - MAX_ROWS),
         counts=changes.counts,
-        unchanged=is_unchanged(changes),
+        unchanged=views.is_unchanged(changes),
         everything=everything,
     )

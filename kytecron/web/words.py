@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from markupsafe import Markup, escape
 
 from ..core.fields import FIELDS
-from ..core.words import clock as clock
 from ..core.words import duration as duration
-from ..core.words import in_zone as in_zone
 from ..core.words import percent as percent
 from ..core.words import rate_tone as rate_tone
 from ..core.words import size as size
 from ..core.words import status as status
 from ..services import endings, why
-from ..services.upcoming import schedule_in_words as schedule  # noqa: F401
 from ..views.jobs import beside as beside
 from ..views.jobs import counted_as as counted_as
 from ..views.jobs import rate_of as rate_of
-from ..views.jobs import tags as tags
 
 ENDINGS = {letter: status for status, letter in endings.LETTERS.items()}
 BARS = 30
@@ -59,30 +53,3 @@ def bars(recent_results: str) -> Markup:
         f'<svg class="run-bars" viewBox="0 0 {BARS * 4} 20" width="{BARS * 4}" height="20" role="img" '
         f'aria-label="{escape(label)}"><title>{escape(label)}</title>{"".join(parts)}</svg>'
     )
-
-
-BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}
-"""By what their user agent says; the first that is found counts, as most claim to be others too."""
-SYSTEMS = ["iPhone", "iPad", "Android", "Windows", "Macintosh", "Linux"]
-
-
-def browser(user_agent: str) -> str:
-    """A user agent as a person would say it: `Firefox on Linux`; one that is not a known browser's as it is."""
-    name = next((said for mark, said in BROWSERS.items() if f"{mark}/" in user_agent), None)
-    system = next((one for one in SYSTEMS if one in user_agent), None)
-    if name is None:
-        return user_agent or "Unknown browser"
-    return f"{name} on {system}" if system else name
-
-
-def plain(value: Any) -> str:
-    """A value of a configuration as a person would write it."""
-    if value is None or value == "" or value == [] or value == {}:
-        return "nothing"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {plain(one)}" for key, one in value.items())
-    return str(value)

@@ -128,7 +128,7 @@ def test_a_pending_run_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
 ):
     claim = start(rows, job)
     said = cli.output("executions cancel --reason lunch", claim.execution_id)
-    assert said == f"The worker of execution {claim.execution_id} stops it.\n"
+    assert said == f"Execution {claim.execution_id} is being stopped.\n"
     shown = cli.json("executions show", claim.execution_id)
     assert shown["status"] == "running"
     assert shown["cancel_reason"].endswith(": lunch")

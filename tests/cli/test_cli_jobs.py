@@ -240,7 +240,8 @@ def test_next_runs_are_shown_on_the_jobs_own_clock(cli: CommandLine, code_file: 
 
 
 def test_a_job_without_a_next_run_says_so(cli: CommandLine, job: CronJob):
-    assert cli.output("jobs next-runs greeter").endswith("No run is planned.\n")
+    said = cli.output("jobs next-runs greeter")
+    assert said.endswith("Next slots: none. It runs when a person, a program or its parents start it.\n")
 
 
 def test_enabling_and_disabling(cli: CommandLine, job: CronJob):

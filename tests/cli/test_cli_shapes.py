@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.config import Settings
 from kytecron.core.states import Outcome, Status
-from kytecron.services import accounts, lifecycle, registry
+from kytecron.services import accounts, lifecycle, registry, secrets
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
 from tests.command_line import CODE, CommandLine
@@ -111,6 +111,21 @@ def test_json_is_that_of_the_api(cli: CommandLine, api: Callable[..., Any], line
     assert printed == answered
     if "items" in answered and line != "locks stale":
         assert answered["items"], "nothing was compared"
+
+
+@pytest.mark.usefixtures("lived_in")
+@pytest.mark.parametrize("what", ["users", "tokens", "secrets"])
+def test_lists_of_people_and_secrets_are_those_of_the_api(
+    cli: CommandLine, api: Callable[..., Any], rows: Session, sqlite_settings: Settings, what: str
+) -> None:
+    accounts.create_user(rows, "anna", None, "viewer", TESTER)
+    secrets.set_secret(rows, "API_KEY", "hidden", TESTER, sqlite_settings)
+    secrets.grant(rows, 1, "API_KEY", TESTER)
+    printed, answered = cli.json(f"{what} list")["items"], api(f"/{what}")["items"]
+    for one in (*printed, *answered):
+        one.pop("last_used_at", None)  # asking is a use of the token
+    assert printed == answered
+    assert printed, "nothing was compared"
 
 
 @pytest.mark.usefixtures("lived_in")

@@ -77,7 +77,8 @@ def test_lock_statistics_add_up_what_workers_reported(
 def test_clearing_a_lock_asks_first_and_ends_the_run_as_lost(cli: CommandLine, rows: Session):
     claim = hold(rows, "held")
     cli("locks clear", claim.execution_id, text="n\n", status=1)
-    assert cli.output("locks clear --yes", claim.execution_id) == f"Execution {claim.execution_id} is lost.\n"
+    said = cli.output("locks clear --yes", claim.execution_id)
+    assert said == f"Execution {claim.execution_id} was taken from its worker and is lost.\n"
     assert "only a running one is locked" in cli.error("locks clear --yes", claim.execution_id, status=1)
 
 
@@ -296,7 +297,7 @@ def test_a_secret_is_set_granted_and_taken_and_never_printed(
     assert granted == {job.id: {"API_KEY": "line one\nline two"}}
     said += cli.output("secrets list")
     (listed,) = cli.json("secrets list")["items"]
-    assert (listed["name"], listed["jobs"]) == ("API_KEY", ["greeter"])
+    assert (listed["name"], listed["jobs"]) == ("API_KEY", [{"id": job.id, "name": "greeter"}])
     said += cli.output("secrets revoke API_KEY", job.id)
     assert "has no secret" in cli.error("secrets revoke API_KEY greeter", status=1)
     cli("secrets delete API_KEY", text="n\n", status=1)

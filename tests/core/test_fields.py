@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, assert_never, get_args, get_type_hints
 
 import click
@@ -12,7 +11,7 @@ import pytest
 from sqlalchemy.orm import Mapped
 
 from kytecron.cli import fields as options
-from kytecron.core import facts, jobspec
+from kytecron.core import jobspec
 from kytecron.core.fields import (
     COLUMNS,
     DEFAULTS,
@@ -29,6 +28,7 @@ from kytecron.core.fields import (
 )
 from kytecron.core.schedule import unused_problems
 from kytecron.store.models import Configuration, CronJob, ShortText
+from kytecron.views import facts
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "fields.md"
 JOB: Any = CronJob.__table__
@@ -150,9 +150,9 @@ def problems(name: str, value: object) -> str:
     return caught.value.fields[name]
 
 
-def told(**changed: Any) -> list[facts.Facts]:
+def told(**changed: Any) -> tuple[facts.Facts, ...]:
     row = {**DEFAULTS, "name": "x", "runs_scheduled": 0, "notification_email": "b@example.org", **changed}
-    return facts.facts(SimpleNamespace(**row))
+    return facts.facts(CronJob(**{name: value for name, value in row.items() if hasattr(CronJob, name)}))
 
 
 TOLD_BY_THE_PAGE_ITSELF = {
@@ -177,7 +177,7 @@ def test_the_facts_read_as_a_person_would_say_them() -> None:
         "timeout_seconds": 90, "overlap_policy": "queue", "queue_length": 3, "memory_limit_mb": 512, "priority": 7,
         "max_retries": 2, "slack_webhook": "https://hooks.example/secret", "notify_after_failures": 2, "max_runs": 5,
     }  # fmt: skip
-    said = {label: phrase for _, rows in told(**row) for label, phrase in rows}
+    said = {fact.label: fact.text for group in told(**row) for fact in group.rows}
     assert said["Time limit"] == "1 minute 30 seconds"
     assert said["If the previous run is still going"] == "wait for it to end; at most 3 runs wait"
     assert said["Memory limit"] == "512 MiB"

@@ -27,8 +27,8 @@ from kytecron.core.schedule import (
     misfire,
     next_slot,
     zone,
-    zone_names,
 )
+from kytecron.core.zones import zone_names
 
 NOW = datetime(2026, 11, 23, 22, 17, 45, 123456, tzinfo=UTC)  # a Monday
 SECOND = timedelta(seconds=1)
@@ -328,6 +328,24 @@ def test_all_wrong_fields_are_told_at_once() -> None:
         "timezone": "Invalid timezone 'Europe/Berln'. Did you mean Europe/Berlin?",
     }
     assert set(refusal(schedule_type="sometimes", timezone="Mars")) == {"schedule_type", "timezone"}
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [
+        ([1, 9], "9"),
+        ("1,8,3", "'8'"),
+        (["monday", 2], "'monday'"),
+        ([1, None], "(a NoneType)"),
+        ([[1]], "(a list)"),
+    ],
+)
+def test_the_day_that_is_wrong_among_several_is_named(days: object, told: str) -> None:
+    fields = refusal(schedule_type="weekly", day_of_week=days, time_of_day="08:00")
+    hint = "Write 0 (Sunday) to 6 (Saturday), or several such as 1,3,5"
+    assert fields == {"day_of_week": f"Invalid day_of_week {told}. {hint}"}
+    many = refusal(schedule_type="weekly", day_of_week=[1] * 8, time_of_day="08:00")
+    assert many == {"day_of_week": f"Invalid day_of_week: more than 7 days. {hint}"}
 
 
 def test_fields_of_other_types_are_ignored() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kytecron.core.errors import Invalid
-from kytecron.core.schedule import Schedule, zone
+from kytecron.core.schedule import Schedule
+from kytecron.core.zones import zone
 
 MINUTE = timedelta(minutes=1)
 

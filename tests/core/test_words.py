@@ -27,6 +27,22 @@ def test_durations(milliseconds: float, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.9, "0 seconds"),
+        (1, "1 second"),
+        (60, "1 minute"),
+        (61.7, "1 minute 1 second"),
+        (11_525, "3 hours 12 minutes"),
+        (86_400_000, "1,000 days"),
+    ],
+)
+def test_spans_of_time_in_sentences(seconds: float, said: str) -> None:
+    assert words.in_words(seconds) == said
+    assert words.in_words(93_784, parts=4) == "1 day 2 hours 3 minutes 4 seconds"
+
+
+@pytest.mark.parametrize(
     ("number", "said"),
     [
         (0, "0 bytes"),

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from kytecron.core.workers import LIVING, WorkerState, state_of
+from kytecron.core.workers import LIVING, WorkerState, lease_has_ended, state_of
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -51,3 +51,11 @@ def test_a_worker_lives_for_as_long_as_its_own_lease_says(said: Said, state: str
 
 def test_a_worker_that_lives_drains_or_does_not() -> None:
     assert {WorkerState.ALIVE, WorkerState.DRAINING} == LIVING
+
+
+@pytest.mark.parametrize(("ends_in", "ended"), [(1, False), (0, False), (-0.001, True), (None, True)])
+def test_a_lease_ends_after_its_last_moment_and_without_one_nobody_holds_the_run(
+    ends_in: float | None, ended: bool
+) -> None:
+    until = None if ends_in is None else NOON + timedelta(seconds=ends_in)
+    assert lease_has_ended(until, NOON) == ended

@@ -24,6 +24,7 @@ from tests.factories import LEASE, WORKER, add_job, ago, claim_one, fresh, runs_
 DONE = Outcome(Status.COMPLETED, duration_ms=8100)
 FAILED = Outcome(Status.FAILED, error="ValueError: no", duration_ms=8000)
 SKIPPED = Outcome(Status.SKIPPED, skipped_reason="nothing to do", duration_ms=5)
+CANCELLED = Outcome(Status.CANCELLED, error="no need", duration_ms=700)
 PERMANENT = Outcome(Status.FAILED, error="PermanentFailure: no", permanent=True, duration_ms=30)
 ANNA = Actor("anna")
 COUNTS = (
@@ -95,6 +96,19 @@ def test_a_chain_whose_retry_is_cancelled_stands_outside(session: Session) -> No
     summary = execution_summary(job)
     assert (summary["total"], summary["success_rate"], summary["attempts"]) == (0, None, 1)
     assert job.consecutive_failures == 0
+
+
+def test_attempts_of_a_job_are_those_of_its_days(session: Session) -> None:
+    """What was cancelled or skipped while it ran stands outside of both."""
+    job = chain(session, FAILED, DONE)
+    again(session, job, replace(FAILED, status=Status.TIMEOUT), CANCELLED)
+    again(session, job, SKIPPED)
+    again(session, job, CANCELLED)
+    summary = execution_summary(fresh(session, job))
+    today = job_statistics(session, job.id, 1, db.now(session).date()).total
+    assert summary["attempts"] == today.attempts == 3
+    assert (today.cancelled, today.skipped, summary["skipped"]) == (2, 1, 1)
+    assert summary["avg_duration_ms"] == today.avg_duration_ms
 
 
 def test_kept_runs_of_an_earlier_release_are_counted_into_chains_once(

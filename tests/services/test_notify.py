@@ -31,7 +31,7 @@ from kytecron.services.jobs import CronJobManager
 from kytecron.services.notify import SettledEvent, messages
 from kytecron.store import db
 from kytecron.store.models import CronJob, CronOutbox
-from tests.factories import add_job, claim_one, runs_of
+from tests.factories import LEASE, WORKER, add_job, claim_one, runs_of
 from tests.mariadb import free_port
 from tests.servers import Answer, MailServer, WebhookReceiver
 
@@ -231,6 +231,31 @@ def test_a_threshold_counts_slots_and_not_their_retries(session: Session) -> Non
     assert outbox(session)[0].payload["failures"] == 3
     run(session, row, FAILED, FAILED, COMPLETED)
     assert [kind for kind, _ in told(session)] == ["failure", "recovery"]
+
+
+def test_chains_that_overlap_reach_the_threshold_although_the_first_fills_the_dead_letter_queue(
+    session: Session,
+) -> None:
+    row = resting(
+        session, max_retries=0, notify_after_failures=3, notify_on_dead_letter=False, overlap_policy="allow"
+    )
+    for _ in range(4):
+        lifecycle.trigger(session, row.id, actor=ANNA)
+    session.rollback()
+    claims = [run.claim for run in lifecycle.claim(session, WORKER, (), 4, LEASE)]
+    for number, claim in enumerate(claims, start=1):
+        lifecycle.settle(session, [(claim, FAILED)])
+        assert [kind for kind, _ in told(session)] == ["failure"] * (number >= 3)
+    assert outbox(session)[0].payload["failures"] == 3
+    deadletters.recover(session, row.id, ANNA)
+    run(session, row, COMPLETED)
+    assert [kind for kind, _ in told(session)] == ["failure", "recovery"]
+
+
+def test_a_dead_letter_is_told_however_many_failures_a_message_waits_for(session: Session) -> None:
+    row = resting(session, max_retries=1, notify_after_failures=5)
+    run(session, row, FAILED, FAILED)
+    assert [kind for kind, _ in told(session)] == ["dead_letter"]
 
 
 def test_who_wants_no_failures_is_told_of_the_recovery_from_a_dead_letter_alone(session: Session) -> None:
@@ -789,7 +814,7 @@ def test_the_words_say_what_happened_and_what_to_do() -> None:
     assert "it will not run until somebody recovers it" in dead
     assert dead.count("ValueError: no rows") == 1
     back = slack_body(success(job(), timedelta(hours=26, minutes=5)), told=True)
-    assert "*Nightly report works again, after 1 d 2 h 5 min*" in back["text"]
+    assert "*Nightly report works again, after 1 day 2 hours 5 minutes*" in back["text"]
     assert len(back["blocks"]) == 1
 
 

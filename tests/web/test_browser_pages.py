@@ -383,7 +383,7 @@ def test_a_failing_job_is_given_up_and_recovered_by_one_click(site: Site, page: 
     page.reload()
     expect(page.locator(".trace-hit")).to_contain_text('raise OSError("no disk <i>")')
     page.goto(f"{site.url}/jobs/{job.id}")
-    expect(page.locator(".notice-error")).to_contain_text("Given up")
+    expect(page.locator(".notice-error")).to_contain_text("In the dead letter queue")
     page.get_by_role("button", name="Recover").click()
     expect(page.get_by_role("status").first).to_contain_text("doomed is recovered and enabled.")
     expect(page.locator(".notice-error")).to_have_count(0)

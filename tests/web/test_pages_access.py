@@ -16,7 +16,8 @@ from kytecron.services import accounts, lifecycle, throttle
 from kytecron.services.audit import Actor
 from kytecron.store import queries
 from kytecron.store.models import CronSession
-from kytecron.web import access, words
+from kytecron.views import people
+from kytecron.web import access
 from tests.pages import PASSWORD, Visitor, database, make_job, text_of, toast
 
 OURS = {
@@ -383,4 +384,4 @@ def test_the_audit_log_names_who_used_a_page(app: Flask, operator: Visitor) -> N
     ],
 )
 def test_a_session_names_its_browser(user_agent: str, said: str) -> None:
-    assert words.browser(user_agent) == said
+    assert people.browser(user_agent) == said

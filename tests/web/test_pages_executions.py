@@ -209,7 +209,7 @@ def test_the_attempts_of_a_chain_lead_to_each_other(app: Flask, viewer: Visitor)
 def test_a_skipped_run_says_why(app: Flask, viewer: Visitor) -> None:
     job = make_job(app)
     run_id = run_once(app, job, Status.SKIPPED, skipped_reason="nothing to do")
-    assert "Skipped: nothing to do" in text_of(viewer.get(f"/executions/{run_id}").text)
+    assert "Skipped nothing to do" in text_of(viewer.get(f"/executions/{run_id}").text)
 
 
 def test_a_run_of_a_deleted_job_stays_readable(app: Flask, viewer: Visitor) -> None:
@@ -424,7 +424,7 @@ def test_cancelling_calls_off_what_waits_and_asks_what_runs(
     job = make_job(app, overlap_policy="allow")
     waiting = trigger(app, job)
     answer = operator.post(f"/executions/{waiting}/cancel", part=True)
-    assert toast(answer) == f"Execution {waiting} is called off."
+    assert toast(answer) == f"Execution {waiting} is cancelled."
     assert row(waiting).status == Status.CANCELLED
     running = trigger(app, job)
     claim(app)

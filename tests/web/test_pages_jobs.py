@@ -68,7 +68,7 @@ def test_days_that_an_earlier_release_counted_are_told_as_attempts(app: Flask, v
         session.execute(sa.update(CronJob).values(attempts_until=today))
         session.commit()
     page = viewer.get(f"/jobs/{job.id}").text
-    assert f"Up to {today:%d %b %Y} each attempt is counted, not each slot" in page
+    assert f"Counted in attempts up to {today}, in slots since" in page
     assert "1 completed, 0 failed; 3 attempts, 1 recovered; each attempt is counted" in page
     assert "each attempt is counted" in viewer.get("/").text
 
@@ -279,7 +279,7 @@ def test_disabling_enabling_and_recovering(app: Flask, operator: Visitor) -> Non
     operator.post(f"/jobs/{job.id}/enable")
     run_once(app, job, Outcome(Status.FAILED, error="no disk", permanent=True))
     page = text_of(operator.get(f"/jobs/{job.id}").text)
-    assert "Given up" in page
+    assert "In the dead letter queue since" in page
     assert "no disk" in page
     refused = operator.post(f"/jobs/{job.id}/trigger")
     assert refused.status_code == 409

@@ -90,12 +90,12 @@ def test_workers_are_shown_with_their_state_and_what_they_hold(app: Flask, opera
         session.commit()
     assert "Silent" in operator.get("/workers", part=True).text
     answer = operator.post("/locks/1/release", part=True)
-    assert toast(answer) == "The worker of execution 1 was asked to stop it; it then counts as lost."
+    assert toast(answer) == "Worker w1 was asked to stop execution 1, which then ends as lost."
     assert "asked to stop" in operator.get("/workers", part=True).text
     with database(app) as session:
         registry.sign_off(session, "w1", {})
     answer = operator.post("/locks/1/release", part=True)
-    assert toast(answer) == "Execution 1 was taken from its worker."
+    assert toast(answer) == "Execution 1 was taken from its worker and is lost."
     with database(app) as session:
         assert session.get_one(CronJobExecution, 1).status == Status.LOST
 
@@ -196,4 +196,4 @@ def test_storage_tells_what_sharing_saves(app: Flask, viewer: Visitor) -> None:
     text = text_of(viewer.get("/storage").text)
     assert "Versions 3" in text
     assert "Sources 1" in text
-    assert "Saved by sharing 67%" in text
+    assert "Saved by sharing 66.7%" in text

@@ -1,4 +1,4 @@
-"""What a job is set to, in words: the facts on its page, as core.fields tells what each field is.
+"""What a job is set to, in words: the facts that its page and `jobs show` tell, as core.fields says what each field is.
 
 A field that most jobs leave alone is told where it differs from its default. What the page tells elsewhere (name,
 schedule, parents ...) is not told again.
@@ -10,20 +10,29 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, assert_never
 
-from . import words
-from .choices import OverlapPolicy, RetryStrategy
-from .fields import FIELDS, Group, JobField, Kind, in_group
-from .schedule import in_words
+from ..core import words
+from ..core.choices import OverlapPolicy, RetryStrategy
+from ..core.fields import FIELDS, Group, JobField, Kind, in_group
+from ..core.words import in_words
+from ..store.models import CronJob
 
 LONGEST_VALUE = 200
+
+
+class Fact(NamedTuple):
+    """What one field, together with those that are told with it, is set to."""
+
+    name: str
+    """Of the field."""
+    label: str
+    text: str
 
 
 class Facts(NamedTuple):
     """What a part of the form is set to."""
 
-    title: str
-    rows: list[tuple[str, str]]
-    """Labels and phrases."""
+    title: Group
+    rows: tuple[Fact, ...]
 
 
 GROUPS = (Group.SCHEDULE, Group.LIMITS, Group.LIFE, Group.DEPENDENCIES, Group.FAILURES, Group.NOTIFICATIONS)
@@ -37,36 +46,38 @@ SAID_WITH_ANOTHER = frozenset(
         "notify_after_failures",
     }
 )
-NO_CHANNEL = ("Notifications", "nobody: the job has no Slack webhook and no email address")
+NO_CHANNEL = Fact(
+    "notify_on_failure", "Notifications", "nobody: the job has no Slack webhook and no email address"
+)
 
 
-def facts(job: Any) -> list[Facts]:
+def facts(job: CronJob) -> tuple[Facts, ...]:
     """Return what the row of a job says, by group; groups without anything to say are left out."""
-    found = [Facts(group, [*_rows(job, group)]) for group in GROUPS]
-    return [one for one in found if one.rows]
+    found = [Facts(group, tuple(_rows(job, group))) for group in GROUPS]
+    return tuple(one for one in found if one.rows)
 
 
-def _rows(job: Any, group: Group) -> list[tuple[str, str]]:
+def _rows(job: CronJob, group: Group) -> list[Fact]:
     if group is Group.NOTIFICATIONS and not (job.slack_webhook or job.notification_email):
         return [NO_CHANNEL]
     told = [one for one in in_group(group) if one.name not in SAID_BY_THE_PAGE | SAID_WITH_ANOTHER]
     told = [one for one in told if not one.schedules]  # the schedule is a sentence of its own
     told.sort(key=lambda one: one.rare)
-    return [(one.label, _said(job, one)) for one in told if _is_worth_telling(job, one)]
+    return [Fact(one.name, one.label, _said(job, one)) for one in told if _is_worth_telling(job, one)]
 
 
-def _is_worth_telling(job: Any, one: JobField) -> bool:
+def _is_worth_telling(job: CronJob, one: JobField) -> bool:
     value = getattr(job, one.name)
     if value is None or value == "" or not _means_something(job, one):
         return False
     return not one.rare or value != one.default
 
 
-def _means_something(job: Any, one: JobField) -> bool:
+def _means_something(job: CronJob, one: JobField) -> bool:
     return one.asked_with is None or getattr(job, one.asked_with[0]) in one.asked_with[1]
 
 
-def _said(job: Any, one: JobField) -> str:
+def _said(job: CronJob, one: JobField) -> str:
     phrase = _PHRASES.get(one.name)
     return phrase(job) if phrase else said(one, getattr(job, one.name), job.timezone)
 
@@ -96,14 +107,14 @@ def said(one: JobField, value: Any, timezone: str = "UTC") -> str:
             assert_never(never)
 
 
-def _overlap(job: Any) -> str:
+def _overlap(job: CronJob) -> str:
     done = said(FIELDS["overlap_policy"], job.overlap_policy)
     if OverlapPolicy.of(job.overlap_policy) is OverlapPolicy.QUEUE:
         return f"{done}; at most {words.count(job.queue_length, 'run waits', 'runs wait')}"
     return done
 
 
-def retries(job: Any) -> str:
+def retries(job: CronJob) -> str:
     """Return the retry policy as a phrase."""
     if job.max_retries == 0:
         return "none"
@@ -124,13 +135,13 @@ def retries(job: Any) -> str:
             assert_never(never)
 
 
-def _failures(job: Any) -> str:
+def _failures(job: CronJob) -> str:
     if not job.notify_on_failure or job.notify_after_failures == 1:
         return "yes" if job.notify_on_failure else "no"
     return f"after {words.count(job.notify_after_failures, 'failure')} in a row"
 
 
-_PHRASES: dict[str, Callable[[Any], str]] = {
+_PHRASES: dict[str, Callable[[CronJob], str]] = {
     "overlap_policy": _overlap,
     "max_retries": lambda job: f"{retries(job)}; then the job moves to the dead letter queue",
     "max_runs": lambda job: f"{job.max_runs:,} ({job.runs_scheduled:,} so far), then the job is disabled",
