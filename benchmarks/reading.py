@@ -131,6 +131,7 @@ def _values(session: Session) -> dict[str, str]:
         "user_id": str(session.scalar(sa.select(sa.func.min(CronUser.id)))),
         "token_id": str(session.scalar(sa.select(sa.func.min(CronToken.id)))),
         "secret_id": "1",
+        "title": "schedules",
     }
 
 

@@ -125,6 +125,10 @@ def test_the_wheel_brings_its_documents_and_migrations(installed: Path) -> None:
         ours = {path.name for path in (ROOT / folder).glob(pattern)}
         assert ours
         assert {path.name for path in (parts / folder).glob(pattern)} == ours
+    read = (
+        "from kytecron.web import docs; print(*(docs.document(name).title for name in docs.NAMES), sep='\\n')"
+    )
+    assert "Schedules" in run([installed / "python", "-c", read], cwd="/").splitlines()
 
 
 def test_the_program_says_its_version(installed: Path) -> None:

@@ -7,6 +7,7 @@ from flask import Flask
 from . import (
     auth,
     bounds,
+    docs,
     errors,
     executions,
     frame,
@@ -28,7 +29,7 @@ def bound(app: Flask) -> None:
 
 def register(app: Flask) -> None:
     """Add the pages, what every one of them shows around its content, and the answers to errors."""
-    for part in (auth, home, jobs, jobform, executions, versions, system, people, secrets, settings):
+    for part in (auth, home, jobs, jobform, executions, versions, system, people, secrets, settings, docs):
         app.register_blueprint(part.area)
     frame.register(app)
     errors.register(app)

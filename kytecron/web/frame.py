@@ -24,12 +24,14 @@ NAV = (
     ("secrets.index", "Secrets", "lock", "admin", ""),
     ("system.audit", "Audit log", "history", "admin", ""),
     ("settings.index", "Settings", "settings", "admin", ""),
+    ("docs.index", "Documentation", "circle-help", "viewer", ""),
 )
 """Endpoint, label, icon, the role it needs, and the heading above it, if any."""
 KEYS = {"system.dead_letters": "g l", "system.workers": "g w"}
 HOME_OF = {
     "jobform": "jobs.index",
     "versions": "jobs.index",
+    "docs": "docs.index",
     "jobs": "jobs.index",
     "executions.of_job": "jobs.index",
 }

@@ -55,14 +55,15 @@ def _tokens(code: str) -> Iterator[Piece]:
         if time.thread_time() > ends:
             yield "", code[at:]
             return
-        yield _class(kind), text
+        yield token_class(kind), text
 
 
-def _class(kind: object) -> str:
+def token_class(kind: object) -> str:
+    """The class name of a kind of token; empty for what looks like the text around it."""
     while kind is not None and kind not in STANDARD_TYPES:
         kind = getattr(kind, "parent", None)
     css = STANDARD_TYPES.get(kind or Token, "")  # type: ignore[call-overload]
-    # Blanks, plain names and punctuation look like the text around them.
+    # Blanks, plain names and punctuation.
     return "" if css in ("w", "n", "p") else str(css)
 
 

@@ -59,6 +59,8 @@ PAGES = {
     "GET /workers": "viewer",
     "POST /locks/{execution_id}/release": "operator",
     "GET /storage": "viewer",
+    "GET /docs": "viewer",
+    "GET /docs/{title}": "viewer",
     "GET /audit": "admin",
     "GET /users": "admin",
     "POST /users": "admin",

@@ -31,6 +31,7 @@ OURS = {
     "people",
     "secrets",
     "settings",
+    "docs",
 }
 OTHERS = {"static", "healthz", "readyz", "metrics"}
 
@@ -39,7 +40,7 @@ def rules(app: Flask) -> list[tuple[str, str, str]]:
     """(method, address with example numbers, role it needs) of every page and action."""
     example: dict[str, Any] = {
         "job_id": 1, "execution_id": 1, "number": 1, "user_id": 1, "token_id": 1,
-        "token": "x", "token_hash": "x", "name": "X",
+        "token": "x", "token_hash": "x", "name": "X", "title": "jobs",
     }  # fmt: skip
     found = []
     with app.test_request_context():
