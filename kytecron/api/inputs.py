@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from types import NoneType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flask import g
 from pydantic import (
@@ -18,12 +18,13 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationInfo,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from ..core.choices import IntervalAnchor, ScheduleType, Source
-from ..core.fields import FIELDS, Kind
+from ..core.choices import ScheduleType, Source
+from ..core.fields import FIELDS, PREVIEWED, Kind
 from ..core.jobspec import JobFields, OneOf
 from ..core.preview import MAX_PREVIEW
 from ..core.source import EXAMPLE, MAX_BYTES
@@ -221,22 +222,26 @@ JSON_TYPES = {
 }
 
 
-class JobInput(JobFields, Judged):
-    """A job's configuration as JSON."""
+class _InJson(BaseModel):
+    """Fields of a job as JSON."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, str_strip_whitespace=True)
 
-    message: Line = Field("", description="What is new in the code")
-    allow_concurrent: bool = Field(False, deprecated=True, description="overlap_policy allow (true) or skip")
-    depends_on_job: JobId | None = Field(None, deprecated=True, description="One id in depends_on")
-
-    @field_validator(*JSON_TYPES, mode="before")
+    @field_validator(*JSON_TYPES, mode="before", check_fields=False)
     @classmethod
     def _types_of_json(cls, value: Any, info: ValidationInfo) -> Any:
         kinds, what = JSON_TYPES[info.field_name or ""]
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"must be {what}")
         return value
+
+
+class JobInput(_InJson, JobFields, Judged):
+    """A job's configuration as JSON."""
+
+    message: Line = Field("", description="What is new in the code")
+    allow_concurrent: bool = Field(False, deprecated=True, description="overlap_policy allow (true) or skip")
+    depends_on_job: JobId | None = Field(None, deprecated=True, description="One id in depends_on")
 
     def given(self) -> dict[str, Any]:
         """What was sent, and nothing else."""
@@ -339,24 +344,30 @@ class CodeBody(Body):
     code: str = Field(max_length=MAX_BYTES)
 
 
-class PreviewBody(Body):
-    """A schedule: the fields of a job that say when it runs."""
-
-    schedule_type: OneScheduleType
-    cron_expression: Annotated[str, Field(max_length=1000)] | None = None
-    interval_seconds: int | None = None
-    interval_anchor: Annotated[str, OneOf(IntervalAnchor)] = "schedule"
-    time_of_day: Annotated[str, Field(max_length=100)] | None = None
-    day_of_week: (
-        int | Annotated[str, Field(max_length=100)] | Annotated[list[int], Field(max_length=7)] | None
-    ) = None
-    day_of_month: int | None = None
-    timezone: str = Field("UTC", max_length=64)
-    starts_at: Moment | None = None
-    ends_at: Moment | None = None
-    max_runs: int | None = None
+class _Preview(_InJson):
     count: int = Field(10, ge=1, le=MAX_PREVIEW)
     job: JobId | None = Field(None, description="A job that this may become the schedule of")
+
+
+if TYPE_CHECKING:
+
+    class PreviewBody(_Preview):
+        """A schedule: the fields of a job that say when it runs."""
+
+else:
+    PreviewBody = create_model(
+        "PreviewBody",
+        __base__=_Preview,
+        __module__=__name__,
+        __doc__="A schedule: the fields of a job that say when it runs.",
+        **{
+            name: (info.annotation, Field(title=info.title, description=info.description))
+            if name == "schedule_type"
+            else (info.annotation, info)
+            for name in PREVIEWED
+            if (info := JobFields.model_fields[name])
+        },
+    )
 
 
 class ImportBody(Body):

@@ -74,6 +74,8 @@ class Reader(StrEnum):
 
     SLOTS = "slots"
     """What decides about a job's slots: `claims.ON_SCHEDULE`."""
+    ENDINGS = "endings"
+    """What every ending has to know of its job: `claims.EndingJob`."""
     CLAIMS = "claims"
     """What travels to the run: `claims` reads it with the run, `lifecycle.ClaimedRun` carries it."""
 
@@ -137,6 +139,7 @@ def _read_by(*readers: Reader) -> frozenset[Reader]:
 
 
 _SLOTS, _CLAIMS = _read_by(Reader.SLOTS), _read_by(Reader.CLAIMS)
+_SLOTS_AND_ENDINGS = _read_by(Reader.SLOTS, Reader.ENDINGS)
 _SCHEDULE: dict[str, Any] = {"group": Group.SCHEDULE, "schedules": True, "replans": True, "readers": _SLOTS}
 
 _ALL = (
@@ -183,7 +186,7 @@ _ALL = (
             ScheduleType.MONTHLY: "Monthly",
             ScheduleType.MANUAL: "Manual",
         },
-        **_SCHEDULE,
+        **_SCHEDULE | {"readers": _SLOTS_AND_ENDINGS},
     ),
     JobField(
         name="cron_expression",
@@ -216,7 +219,7 @@ _ALL = (
             IntervalAnchor.COMPLETION: "the end of the previous run",
         },
         replans=True,
-        readers=_SLOTS,
+        readers=_SLOTS_AND_ENDINGS,
         asked_with=("schedule_type", (ScheduleType.INTERVAL,)),
     ),
     JobField(
@@ -602,6 +605,8 @@ LABELS = {name: one.label for name, one in FIELDS.items()} | CODE_LABELS
 DEFAULTS: dict[str, Any] = {name: one.a_default() for name, one in FIELDS.items() if not one.required}
 SCHEDULE_FIELDS = tuple(name for name, one in FIELDS.items() if one.schedules)
 REPLANNED_BY = frozenset(name for name, one in FIELDS.items() if one.replans)
+PREVIEWED = tuple(name for name in FIELDS if name in REPLANNED_BY or name == "max_runs")
+"""What says which slots come: a preview is asked for with these. `max_runs` ends them, and changes no next one."""
 SECRET_FIELDS = frozenset(name for name, one in FIELDS.items() if one.secret)
 COLUMNS = tuple(name for name, one in FIELDS.items() if one.kind is not Kind.JOBS)
 """The fields that are columns of the job's row; parents are edges of a graph."""

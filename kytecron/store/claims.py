@@ -125,7 +125,10 @@ def _by_id(session: Session, query: Any, ids: Sequence[int]) -> dict[int, Row]:
 
 
 class EndingJob(NamedTuple):
-    """What every ending has to know of its job. PyMySQL reads each column in Python."""
+    """What every ending has to know of its job. PyMySQL reads each column in Python.
+
+    Its settings are those that `Reader.ENDINGS` names: tests/core/test_fields.py compares the two.
+    """
 
     id: int
     schedule_type: str

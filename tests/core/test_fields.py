@@ -10,12 +10,14 @@ import click
 import pytest
 from sqlalchemy.orm import Mapped
 
+from kytecron.api.inputs import PreviewBody
 from kytecron.cli import fields as options
 from kytecron.core import jobspec
 from kytecron.core.fields import (
     COLUMNS,
     DEFAULTS,
     FIELDS,
+    PREVIEWED,
     REPLANNED_BY,
     SCHEDULE_FIELDS,
     Group,
@@ -27,6 +29,7 @@ from kytecron.core.fields import (
     read_by,
 )
 from kytecron.core.schedule import unused_problems
+from kytecron.store.claims import EndingJob
 from kytecron.store.models import Configuration, CronJob, ShortText
 from kytecron.views import facts
 
@@ -222,6 +225,21 @@ def test_the_columns_that_statements_read_are_columns_of_the_job() -> None:
     assert set(read_by(Reader.SLOTS)) >= REPLANNED_BY
     plain = (Kind.NUMBER, Kind.FLAG, Kind.CHOICE, Kind.LINE)  # what a job's process can be told as it is
     assert {FIELDS[name].kind for name in read_by(Reader.CLAIMS)} <= {*plain}
+
+
+def test_an_ending_knows_the_settings_that_are_read_by_endings() -> None:
+    known = {name: kind for name, kind in get_type_hints(EndingJob).items() if name in FIELDS}
+    assert set(known) == set(read_by(Reader.ENDINGS)), "store/claims.py: EndingJob"
+    for name, kind in known.items():
+        assert Mapped[kind] == get_type_hints(Configuration)[name]  # type: ignore[valid-type]
+
+
+def test_a_preview_is_asked_for_with_the_fields_that_say_which_slots_come() -> None:
+    asked = set(PreviewBody.model_fields) - {"count", "job"}
+    assert asked == set(PREVIEWED) == REPLANNED_BY | {"max_runs"}
+    described = PreviewBody.model_json_schema()["properties"]
+    for name in PREVIEWED:
+        assert described[name]["description"].startswith(FIELDS[name].help)
 
 
 # --- the document
