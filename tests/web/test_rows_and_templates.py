@@ -56,7 +56,13 @@ def lived_in(app: Flask) -> dict[str, object]:
         accounts.create_user(session, "somebody", None, "viewer", TESTER)
         secrets.set_secret(session, "API_KEY", "hidden", TESTER, settings)
         secrets.grant(session, job.id, "API_KEY", TESTER)
-        return {"job_id": job.id, "execution_id": failed.id, "number": 2, "token": "none"}
+        return {
+            "job_id": job.id,
+            "execution_id": failed.id,
+            "number": 2,
+            "token": "none",
+            "title": "schedules",
+        }
 
 
 def _end(session: object, outcome: Outcome) -> None:
