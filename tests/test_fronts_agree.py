@@ -552,7 +552,7 @@ def test_a_dead_letter_is_told_alike(fronts: Fronts) -> None:
     reason, since = api["dead_letter_reason"], api["dead_letter_since"][:19].replace("T", " ")
     assert "no disk" in reason
     (row,) = fronts.table("dlq list").values()
-    assert row == [str(job.id), "gone wrong", f"{since}Z", "1", reason]
+    assert row == [str(job.id), "gone wrong", f"{since}Z", "1 failure in a row", reason]
     assert fronts.cells("/dead-letters")[f"dead-{job.id}"][1:] == [
         "gone wrong " + api["schedule"],
         reason,
@@ -564,6 +564,8 @@ def test_a_dead_letter_is_told_alike(fronts: Fronts) -> None:
     for said in (page, dashboard, shown):
         assert reason in said
     assert "In the dead letter queue since" in page
+    assert "1 failure in a row" in page
+    assert re.search(r"^failing +1 failure in a row$", shown, re.M)
     assert re.search(r"^status +dead letter$", shown, re.M)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ def show(job: str, as_json: bool) -> None:
             "skipped": summary["skipped"],
             "counted": view.counted,
             "duration": console.duration(summary["avg_duration_ms"]),
-            "failing": f"{view.failures} in a row" if view.failures else None,
+            "failing": view.failing,
             "version": version and f"{version['version_number']} by {version['created_by']}",
             "changed": found["updated_at"]
             and f"{console.moment(found['updated_at'])} by {found['updated_by']}",
@@ -352,10 +353,11 @@ def trigger(
         console.print_json(runs.detail_for_programs(found))
     elif ended:
         say(runs.ending(found.execution))
+    view = runs.detail(found, database.now(session))
     if wait and not ended:
-        raise console.Failed(f"Execution {run.id} is still {found.execution.status} after {timeout:g} s")
-    if ended and found.execution.status not in GOOD_ENDS:
-        _tell_retry(found)
+        raise console.Failed(f"Execution {view.id} is still {view.status} after {timeout:g} s")
+    if ended and view.status not in GOOD_ENDS:
+        _tell_retry(view.attempts)
         raise click.exceptions.Exit(1)
 
 
@@ -385,9 +387,9 @@ def _wait(run: CronJobExecution, timeout: float | None) -> bool:
     return True
 
 
-def _tell_retry(found: queries.ExecutionDetail) -> None:
-    for attempt in found.attempts:
-        if attempt.status == Status.PENDING and attempt.due_time is not None:
+def _tell_retry(attempts: Sequence[runs.Attempt]) -> None:
+    for attempt in attempts:
+        if attempt.waits and attempt.due_time is not None:
             console.note(
                 f"It is tried again at {console.moment(attempt.due_time)} as execution {attempt.id}."
             )

@@ -188,8 +188,8 @@ def list_dead(limit: int, cursor: str | None, everything: bool, as_json: bool) -
 
 
 def _show_dead(found: list[job_views.JobView]) -> None:
-    rows = [(one.id, one.name, one.standing.since, one.failures, one.standing.reason) for one in found]
-    console.table(("ID", "NAME", "SINCE", "FAILURES", "REASON"), rows)
+    rows = [(one.id, one.name, one.standing.since, one.failing, one.standing.reason) for one in found]
+    console.table(("ID", "NAME", "SINCE", "FAILING", "REASON"), rows)
 
 
 @dlq.command()

@@ -78,8 +78,8 @@ class JobView:
     next_run_time: datetime | None
     not_planned: str
     """What it takes for a next run where none is planned: `when enabled`."""
-    failures: int
-    """Chains in a row that failed, up to the last one."""
+    failing: str
+    """How many chains in a row have failed, up to the last one: `2 failures in a row`; empty for none."""
     current_version: int | None
     deleted: bool
 
@@ -135,7 +135,7 @@ def view(job: CronJob) -> JobView:
         recent_results=job.recent_results,
         next_run_time=job.next_run_time if job.enabled else None,
         not_planned=_not_planned(job),
-        failures=job.consecutive_failures,
+        failing=_failing(job),
         current_version=job.current_version,
         deleted=bool(job.deleted_id),
     )
@@ -164,6 +164,11 @@ def detail(session: Session, job: CronJob) -> JobDetail:
         updated_at=job.updated_at,
         updated_by=job.updated_by,
     )
+
+
+def _failing(job: CronJob) -> str:
+    number = job.consecutive_failures
+    return f"{words.count(number, 'failure')} in a row" if number else ""
 
 
 def _parents_mean(job: CronJob) -> str:

@@ -20,7 +20,7 @@ from kytecron.config import ROOT, Settings
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager
-from kytecron.store import db, schema
+from kytecron.store import db, queries, schema
 from kytecron.store.models import CronJob
 from tests.mariadb import free_port
 from tests.pages import HELLO
@@ -269,6 +269,37 @@ def test_actions_in_a_list_tell_their_outcome_and_show_it(site: Site, page: Page
     page.locator(f"#job-{job.id} details.menu summary").click()
     page.get_by_role("button", name="Disable").click()
     expect(page.locator(f"#job-{job.id}")).to_contain_text("Disabled")
+
+
+def test_a_double_click_starts_one_run_and_shows_one_message(site: Site, page: Page) -> None:
+    job = site.job("pressed twice", overlap_policy="allow")
+    page.goto(f"{site.url}/jobs?q=pressed")
+    under_way: list[str] = []
+    page.on("request", lambda sent: under_way.append(sent.url) if sent.method == "POST" else None)
+    page.on("requestfinished", lambda sent: under_way.remove(sent.url) if sent.method == "POST" else None)
+    page.get_by_role("button", name="Run now: pressed twice").dblclick()
+    expect(page.locator(".toast").first).to_contain_text("Queued as run #")
+    while under_way:
+        page.wait_for_timeout(50)
+    expect(page.locator(".toast")).to_have_count(1)
+    site.session.rollback()
+    wanted = queries.ExecutionFilter(job=job.id)
+    assert len(queries.executions(site.session, wanted).items) == 1
+
+
+@pytest.mark.parametrize(("zone", "told"), [("Europe/Berlin", 0), ("Europe/Paris", 0), ("Asia/Tokyo", 5)])
+def test_a_slot_is_told_in_the_viewers_time_where_that_is_another(
+    site: Site, browser: Browser, zone: str, told: int
+) -> None:
+    job = site.job(f"seen from {zone}", schedule_type="daily", time_of_day="02:30", timezone="Europe/Berlin")
+    context = browser.new_context(timezone_id=zone)
+    page = context.new_page()
+    page.goto(site.link())
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/account")
+    page.goto(f"{site.url}/jobs/{job.id}")
+    expect(page.locator("time[data-beside]:not([hidden])")).to_have_count(told)
+    context.close()
 
 
 def test_keys_lead_everywhere(site: Site, page: Page) -> None:
