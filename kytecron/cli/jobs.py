@@ -283,6 +283,8 @@ def enable(job: str, as_json: bool) -> None:
     service = manager()
     found = service.enable(service.find(job).id)
     _done(found, f"Job {found.id} {found.name!r} is enabled. {_next_run(found)}", as_json)
+    if not as_json:
+        _warn(detail(found)["warnings"])
 
 
 @jobs.command()

@@ -315,9 +315,11 @@ def steps(cron: Cron) -> list[Step]:
             if match is None or int(match[4] or 1) == 1:
                 continue
             values = _range(which, item)
-            bounded = match[3] is not None
+            whole = _range(which, item.partition("/")[0])
             end = 6 if which is _WEEKDAY else which.high
-            high = _range(which, item.partition("/")[0])[-1] if bounded else end
+            high = whole[-1] if match[3] is not None else end
+            # `1-31/2` and `1-7/2` are the whole field, as `*/2` is, and begin again right after it.
+            bounded = match[3] is not None and len(whole) < end - which.low + 1
             found.append(Step(which.name, item, values, high, bounded))
     return found
 

@@ -123,7 +123,7 @@ def _plain_char(char: str) -> str:
 def _schedule_lines(text: str, reading: _Reading) -> list[str]:
     """The lines that may be a schedule; comments and assignments are noted."""
     found = []
-    for raw in text.splitlines():
+    for raw in text.replace("\\\n", " ").splitlines():
         line = raw.strip()
         if line.startswith("#"):
             reading.without.append("comments")
@@ -161,12 +161,26 @@ def _note_rest(rest: Sequence[str], reading: _Reading) -> None:
     if rest[0].startswith("#"):
         reading.without.append("the comment")
         return
+    if zone := _zone_behind(rest):
+        reading.without.append("the time zone")
+        reading.remarks.append(f"Put {zone} into the field timezone")
+        _note_rest(rest[1:], reading)
+        return
     user = len(rest) > 1 and _USER.fullmatch(rest[0]) and not _PROGRAM.fullmatch(rest[0])
     if user and (rest[1][0] in "/.~[$" or _PROGRAM.fullmatch(rest[1]) or rest[0] == "root"):
         reading.without.append("the user")
         reading.remarks.append("Jobs run as the user of the worker")
     reading.without.append("the command")
     reading.remarks.append("The command belongs in the job's code")
+
+
+def _zone_behind(rest: Sequence[str]) -> str | None:
+    """The time zone behind an expression: `Europe/Berlin`, or `TZ=Europe/Berlin` where no command follows it."""
+    name, mark, value = rest[0].rpartition("=")
+    if mark and (name not in _ZONE_VARIABLES or (len(rest) > 1 and not rest[1].startswith("#"))):
+        return None  # a variable of the command's
+    value = value.strip("\"'")
+    return value if value in zone_names() else None
 
 
 # -- aliases and intervals -----------------------------------------------------------------------------------

@@ -185,6 +185,13 @@ def _uneven(step: Step) -> str | None:
     if len(values) == 1:
         text = f"{told} means {first} only."
         return text if unit == "month" else f"{text} For a run every {by} {unit}s use schedule_type interval."
+    # A week may begin on any day: `1-7` goes from Monday to Sunday.
+    begins = values[0] if step.field == "day-of-week" else 1 if unit in ("day", "month") else 0
+    gaps = {
+        length + values[0] - max(value for value in values if value < length + begins) for length in lengths
+    }
+    if gaps == {by} and (not step.bounded or step.high == lengths[-1] - 1 + begins):
+        return None
     if step.bounded:
         end = _named(step.field, step.high)
         return (
@@ -192,12 +199,6 @@ def _uneven(step: Step) -> str | None:
             if values[-1] == step.high
             else f"{told} stops at {last}: steps of {by} do not lead to {end}."
         )
-    begins = 1 if step.field in ("day-of-month", "month") else 0
-    gaps = {
-        length + values[0] - max(value for value in values if value < length + begins) for length in lengths
-    }
-    if gaps == {by}:
-        return None
     shortest, longest = min(gaps), max(gaps)
     later = f"{shortest} to {longest}" if shortest < longest else str(shortest)
     before = last if shortest == longest else "its last day"

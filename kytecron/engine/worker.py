@@ -32,6 +32,7 @@ from ..config import Settings
 from ..core.errors import KytecronError, NotFound, Unreadable
 from ..core.schedule import OFFSETS_MATTER, TZDATA_VERSION, tzdata_order
 from ..core.states import UNSUCCESSFUL, Claim, Outcome, Status, StopRequest
+from ..core.words import count
 from ..services import jobapi, lifecycle, registry, secrets, versions
 from ..services.lifecycle import ClaimedRun, Progress
 from ..services.registry import Trouble
@@ -156,6 +157,7 @@ class CronWorker:
         self._replan_after: int | None = None
         """The job up to which next slots were compared with this worker's time zones; None: that is done."""
         self._compared_tzdata = False
+        """Whether it is known that nobody has planned slots by older time zones since this worker last looked."""
         self._failures = 0
         self._judge_after = time.monotonic() + settings.renew_seconds
         """Until then the others may not have had time to renew: this worker, or all, had no database."""
@@ -709,6 +711,9 @@ class CronWorker:
         now = time.monotonic()
         if now < self._timers.patrol:
             return
+        if now - self._timers.patrol > self.settings.lease_seconds / 2 - PATROL_SECONDS:
+            # Whoever was stopped or without a database may have looked dead, and others have planned meanwhile.
+            self._timers.crew, self._compared_tzdata = 0, False
         self._timers.patrol = now + PATROL_SECONDS
         with self._database("look at the schema"):
             self._leave_if_outdated()
@@ -764,7 +769,7 @@ class CronWorker:
         self._newer_tzdata = newer
         if not self._compared_tzdata:
             self._compared_tzdata = True
-            if found.new_here and not newer:
+            if found.planned_by_older and not newer:
                 self._replan_after = 0
                 known_of = time.monotonic() + 2 * CREW_SECONDS
                 if found.older:
@@ -779,9 +784,9 @@ class CronWorker:
         assert self._replan_after is not None
         changed, self._replan_after = lifecycle.replan(self.session, self._replan_after, types=OFFSETS_MATTER)
         if changed:
-            log.info("tzdata %s is new here: %d jobs have other next slots now", TZDATA_VERSION, changed)
+            log.info("planned anew by tzdata %s: %s", TZDATA_VERSION, count(changed, "job"))
         if self._replan_after is not None:
-            self._timers.patrol = 0  # there is more
+            self._timers.patrol = time.monotonic()  # there is more
 
     def _compare_with_runner(self) -> None:
         """What this worker believes it runs and what is run for it must be the same."""

@@ -217,8 +217,8 @@ class Tzdata(NamedTuple):
     """Of those alive."""
     older: bool
     """A living one has an older one than this process."""
-    new_here: bool
-    """Nobody but older ones has planned slots so far."""
+    planned_by_older: bool
+    """Older ones may have planned slots since a worker with this one's, or a newer one, was last seen."""
 
 
 def tzdata_elsewhere(session: Session, worker_id: str) -> Tzdata:
@@ -226,10 +226,15 @@ def tzdata_elsewhere(session: Session, worker_id: str) -> Tzdata:
     others = [one for one in known(session, db.now(session)) if one.worker.worker_id != worker_id]
     alive = [one.worker for one in others if one.state is WorkerState.ALIVE]
     here = tzdata_order(TZDATA_VERSION)
+    older = [one.worker for one in others if tzdata_order(one.worker.tzdata) < here]
+    equal = [one.worker for one in others if tzdata_order(one.worker.tzdata) >= here]
+    kept_from_planning = any(one in alive for one in equal)
+    equal_seen = max((one.last_seen_at for one in equal), default=None)
     return Tzdata(
         newest=newest_tzdata(alive),
-        older=any(tzdata_order(worker.tzdata) < here for worker in alive),
-        new_here=bool(others) and all(tzdata_order(one.worker.tzdata) < here for one in others),
+        older=any(one in alive for one in older),
+        planned_by_older=not kept_from_planning
+        and any(equal_seen is None or one.last_seen_at > equal_seen for one in older),
     )
 
 

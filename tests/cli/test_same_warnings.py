@@ -62,7 +62,12 @@ def test_slots_closer_together_than_a_run_takes_are_told_everywhere(
     }
     for where, warnings in told.items():
         assert [text.startswith(CLOSE) for text in warnings] == [True], where
-    for line in ("jobs next-runs slow", "jobs show slow", "jobs edit slow --description z"):
+    for line in (
+        "jobs next-runs slow",
+        "jobs show slow",
+        "jobs edit slow --description z",
+        "jobs enable slow",
+    ):
         assert f"Note: {CLOSE}" in cli.output(line)
     form = make_visitor(app, "editor").get(
         f"/jobs/preview?job={slow}&schedule_type=cron&cron_expression=*+*+*+*+*&timezone=UTC"

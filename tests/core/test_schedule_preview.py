@@ -273,6 +273,13 @@ def test_slots_closer_together_than_a_run_takes_are_warned_of() -> None:
         ("0 0 * * mon/2", "Friday is followed by Monday, 3 days later."),
         ("0 0 * * 1-5/3", "stops at Thursday: steps of 3 do not lead to Friday."),
         ("5-10/20 * * * *", "means minute 5 only."),
+        ("0 0 1-31/2 * *", "its last day is followed by day 1, 1 to 2 days later."),
+        ("0-59/7 * * * *", "minute 56 is followed by minute 0, 4 minutes later."),
+        ("0 0-23/5 * * *", "hour 20 is followed by hour 0, 4 hours later."),
+        ("0 0 1 1-12/5 *", "November is followed by January, 2 months later."),
+        ("0 0 * * 1-7/2", "Sunday is followed by Monday, 1 day later."),
+        ("0 0 * * 0-6/4", "Thursday is followed by Sunday, 3 days later."),
+        ("0 9-23/5 * * *", "stops at hour 19: steps of 5 do not lead to hour 23."),
         *(
             (expression, None)
             for expression in (
@@ -283,6 +290,13 @@ def test_slots_closer_together_than_a_run_takes_are_warned_of() -> None:
                     "0 9-17/2 * * *",
                     "0 0 1 */3 *",
                     "0 0 1 2/3 *",
+                ),
+                *(
+                    "0-59/5 * * * *",
+                    "0 0-23/2 * * *",
+                    "5-59/15 * * * *",
+                    "0 9-23/2 * * *",
+                    "0 0 * * fri-sun/2",
                 ),
                 *("0 0 * * 1-5/2", "0 0 1-28/9 * *", "*/1 * * * *", "0 0 */1 * *", "10-50/20 * * * *"),
             )

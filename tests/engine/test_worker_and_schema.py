@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,10 @@ from kytecron.config import Settings
 from kytecron.core.schedule import TZDATA_VERSION, tzdata_order
 from kytecron.engine.telling import FIRST_PAUSE_SECONDS, Rarely
 from kytecron.engine.worker import CronWorker
-from kytecron.services import lifecycle
+from kytecron.services import lifecycle, registry
 from kytecron.services.audit import Actor
 from kytecron.store import db
-from kytecron.store.models import CronWorkerRecord
+from kytecron.store.models import CronJob, CronWorkerRecord
 from tests.factories import add_job, add_worker, fresh, runs_of
 from tests.workers import (
     PATIENCE,
@@ -141,19 +141,50 @@ def test_a_worker_beside_newer_time_zones_plans_nothing_says_so_and_runs_what_ot
         assert "this one plans slots again" in worker.log()
 
 
+def _job_planned_an_hour_late(session: Session) -> tuple[CronJob, datetime]:
+    """A job as older time zones may have planned it, and the slot that it has by those of here."""
+    now = db.now(session)
+    right = (now + timedelta(days=1)).replace(hour=12, minute=0, second=0, microsecond=0)
+    right -= timedelta(days=1) if right - now > timedelta(days=1) else timedelta(0)
+    fields = {"schedule_type": "daily", "time_of_day": "12:00", "timezone": "UTC", "interval_seconds": None}
+    job = add_job(session, **fields, schedule_anchor=None, next_run_time=right + timedelta(hours=1))
+    return job, right
+
+
+@pytest.mark.parametrize("restarted", [False, True])
 def test_a_worker_with_newer_time_zones_gives_jobs_the_slots_that_they_have_by_these(
+    settings: Settings, session: Session, restarted: bool
+) -> None:
+    session.execute(sa.delete(CronWorkerRecord))
+    now = db.now(session)
+    add_worker(session, "older:1:a", tzdata="2019a", stopped_at=now)
+    if restarted:
+        before = now - timedelta(seconds=20)
+        add_worker(session, "same:1:a", tzdata=TZDATA_VERSION, stopped_at=before, last_seen_at=before)
+    job, right = _job_planned_an_hour_late(session)
+    with working(settings) as worker:
+        wait_for(lambda: fresh(session, job).next_run_time == right, "the job to be planned anew")
+        wait_for(lambda: f"planned anew by tzdata {TZDATA_VERSION}: 1 job" in worker.log())
+
+
+def test_a_worker_with_newer_time_zones_that_had_looked_dead_plans_anew_what_others_planned(
     settings: Settings, session: Session
 ) -> None:
     session.execute(sa.delete(CronWorkerRecord))
-    add_worker(session, "older:1:a", tzdata="2019a", stopped_at=db.now(session))
-    now = db.now(session)
-    fields = {"schedule_type": "daily", "time_of_day": "12:00", "timezone": "UTC", "interval_seconds": None}
-    right = (now + timedelta(days=1)).replace(hour=12, minute=0, second=0, microsecond=0)
-    right -= timedelta(days=1) if right - now > timedelta(days=1) else timedelta(0)
-    job = add_job(session, **fields, schedule_anchor=None, next_run_time=right + timedelta(hours=1))
-    with working(settings) as worker:
+    session.commit()
+
+    def lives() -> bool:
+        session.rollback()
+        return bool(registry.living(session, db.now(session)))
+
+    with working(settings, lease_seconds=4, renew_seconds=1) as worker:
+        wait_for(lives, "the worker to report")
+        worker.signal(signal.SIGSTOP)
+        wait_for(lambda: not lives(), "the worker to look dead")
+        add_worker(session, "older:1:a", tzdata="2019a")
+        job, right = _job_planned_an_hour_late(session)
+        worker.signal(signal.SIGCONT)
         wait_for(lambda: fresh(session, job).next_run_time == right, "the job to be planned anew")
-        wait_for(lambda: f"tzdata {TZDATA_VERSION} is new here" in worker.log())
 
 
 @pytest.mark.mariadb
