@@ -13,7 +13,7 @@ MAX_TOLD = 50
 """Wrong fields that one error names."""
 
 JOINERS = frozenset("\u200c\u200d")
-"""Zero-width, but words of Persian and Hindi and some emoji are spelled with them: allowed between two letters."""
+"""Zero-width, but words of Persian and Hindi and some emoji are spelled with them: allowed where they change these."""
 
 # Bidirectional controls reorder what stands around them; the blanks of Hangul and Braille and the fillers are letters
 # that show nothing. The other characters that do not show are known by their category.
@@ -61,7 +61,7 @@ def name_problem(text: str, *, several_lines: bool = False) -> str | None:
     for place, char in enumerate(text):
         if several_lines and char in "\n\t":
             continue
-        if (what := _what_is_wrong_with(char)) and not _joins(text, place):
+        if (what := _what_is_wrong_with(char)) and not (_joins(text, place) or _selects(text, place)):
             return f"must not hold {what} (U+{ord(char):04X}, character {place + 1}): remove it"
     return None
 
@@ -71,7 +71,7 @@ def _what_is_wrong_with(char: str) -> str | None:
         return None
     if char in _BIDI:
         return "a character that turns the direction of text"
-    if char in _UNSEEN:
+    if char in _UNSEEN or _SELECTORS.match(char):
         return "an invisible character"
     if char in "\n\r\t\x0b\x0c\x85":
         return "a tab or an end of line"
@@ -79,11 +79,34 @@ def _what_is_wrong_with(char: str) -> str | None:
 
 
 def _joins(text: str, place: int) -> bool:
-    """Whether the character there is a joiner between two that show."""
+    """Whether the character there is a joiner that changes how one of its neighbours looks.
+
+    Those are signs of India, which combine; letters of Arabic; emoji. Between two Latin letters nobody would see it.
+    """
     if text[place] not in JOINERS or not 0 < place < len(text) - 1:
         return False
+    beside = (text[place - 1], text[place + 1])
     # An emoji may have its variation selector before the joiner.
-    return all(unicodedata.category(text[beside])[0] in "LMS" for beside in (place - 1, place + 1))
+    return all(unicodedata.category(char)[0] in "LMS" for char in beside) and any(
+        unicodedata.category(char) in ("Mc", "Mn", "So", "Sk") or unicodedata.bidirectional(char) == "AL"
+        for char in beside
+    )
+
+
+_SELECTORS = re.compile("[\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+"""They choose a variant of the character before them, and are not seen after one that has none."""
+_HAVE_VARIANTS = re.compile(
+    "[\u203c\u2049\u3030\u303d\u1800-\u18aa\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+
+
+def _selects(text: str, place: int) -> bool:
+    """Whether the character there is a variation selector of an emoji, a key, a Mongolian letter or an ideograph."""
+    if not (place and _SELECTORS.match(text[place])):
+        return False
+    before, after = text[place - 1], text[place + 1 : place + 2]
+    is_key = before in "0123456789#*" and after == "\u20e3"
+    return is_key or unicodedata.category(before) in ("So", "Sm") or bool(_HAVE_VARIANTS.match(before))
 
 
 # -- what can be stored --------------------------------------------------------------------------------------

@@ -43,6 +43,10 @@ MISLEADING = {
     "filler of Hangul": "\u3164",
     "blank of Braille": "\u2800",
     "a joiner that joins nothing": " \u200d ",
+    "a joiner between Latin letters": "\u200d",
+    "a non-joiner between Latin letters": "\u200c",
+    "a variation selector after a Latin letter": "\ufe0f",
+    "a selector of ideographs after a Latin letter": "\U000e0100",
 }
 
 
@@ -67,6 +71,11 @@ def test_a_name_holds_nothing_that_people_cannot_see(text):
         "❤️\u200d🔥",
         "a\u00a0b",
         "क्\u200dष",
+        "র\u200d্যাব",
+        "1\ufe0f\u20e3 first",
+        "\u2764\ufe0f",
+        "↔\ufe0f",
+        "葛\U000e0100城",
     ],
 )
 def test_names_of_every_script_are_fine(name):
