@@ -247,12 +247,7 @@ class Settings:
         It is not below a directory that holds a `.env`: a job that looks for one of its own, as load_dotenv does,
         would find that, most likely kytecron's. Raises Invalid when no such directory can be used.
         """
-        if self.job_directory:
-            candidates = [Path(self.job_directory).resolve()]
-        else:
-            temporary = Path(tempfile.gettempdir()).resolve() / f"kytecron-{os.getuid()}"
-            candidates = [self.instance_path.resolve() / "jobs", temporary]
-        for path in candidates:
+        for path in self._job_directories():
             if self.instance_path.resolve() in path.parents:
                 with contextlib.suppress(Invalid):  # told of the job directory, below
                     self.make_instance_directory()
@@ -261,6 +256,21 @@ class Settings:
                 return path
         text = f"KYTECRON_JOB_DIRECTORY={path} cannot be used: {problem}"
         raise Invalid({"KYTECRON_JOB_DIRECTORY": text})
+
+    def _job_directories(self) -> list[Path]:
+        """Where `make_job_directory` looks, the best place first."""
+        if self.job_directory:
+            return [Path(self.job_directory).resolve()]
+        temporary = Path(tempfile.gettempdir()).resolve() / f"kytecron-{os.getuid()}"
+        return [self.instance_path.resolve() / "jobs", temporary]
+
+    def job_directory_here(self) -> Path | None:
+        """The directory that `make_job_directory` has made for workers of this user on this machine, if it has."""
+        for path in self._job_directories():
+            with contextlib.suppress(OSError):  # of another user, who keeps it to himself
+                if not _dotenv_problem(path):
+                    return path if path.lstat().st_uid == os.getuid() and path.is_dir() else None
+        return None
 
     @property
     def url(self) -> str:

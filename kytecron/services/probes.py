@@ -45,8 +45,7 @@ def _directories(settings: Settings) -> dict[str, Path]:
         directory = file.resolve().parent
         if directory != settings.instance_path.resolve():
             found["The directory of the database"] = directory
-    jobs = settings.instance_path / "jobs"
-    if jobs.is_dir():
+    if jobs := settings.job_directory_here():
         found["The directory of the jobs"] = jobs
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -152,6 +153,19 @@ def test_a_directory_without_room_is_told_by_doctor_and_readyz(
     with app.app_context():
         assert found(flask_db.engine, sqlite_settings, "writes").verdict == "problem"
         flask_db.engine.dispose()
+
+
+def test_the_directory_that_jobs_use_is_tried_wherever_it_is(
+    sqlite_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[Path] = []
+    monkeypatch.setattr("kytecron.services.probes.directory_problem", lambda path: tried.append(path) or "")
+    chosen = replace(sqlite_settings, job_directory=str(tmp_path / "elsewhere"))
+    assert list(probes.unwritable(None, chosen)) == []
+    assert tried == [chosen.instance_path]  # no worker has been here
+    chosen.make_job_directory()
+    assert list(probes.unwritable(None, chosen)) == []
+    assert tried[-1] == tmp_path / "elsewhere"
 
 
 def test_a_database_that_takes_no_writes_is_told(sqlite_settings: Settings) -> None:
