@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,11 +38,48 @@ COUNTED = 1000
 CANNOT_BE_SCHEDULED = "cannot be scheduled: "
 
 
+class Cause(StrEnum):
+    """What a reason is about, the value for programs."""
+
+    DELETED = "deleted"
+    DEAD_LETTER = "dead_letter"
+    DISABLED = "disabled"
+    ENDED = "ended"
+    CANNOT_BE_SCHEDULED = "cannot_be_scheduled"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    LEASE_ENDED = "lease_ended"
+    NO_WORKER = "no_worker"
+    WORKER_TAG = "worker_tag"
+    DRAINING = "draining"
+    TROUBLE = "trouble"
+    BUSY = "busy"
+    OVERDUE = "overdue"
+    PASSED_OVER = "passed_over"
+    MISPLANNED = "misplanned"
+    ABOUT_TO_START = "about_to_start"
+    RETRY = "retry"
+    JITTER = "jitter"
+    OVERLAP = "overlap"
+    DEPENDENCY = "dependency"
+    BACKFILL = "backfill"
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+    STARTS_AT = "starts_at"
+    NEXT_SLOT = "next_slot"
+    MANUAL = "manual"
+    UNPLANNED = "unplanned"
+    NO_CODE = "no_code"
+    MORE = "more"
+    PARENT = "parent"
+    OVERLAP_POLICY = "overlap_policy"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One fact: `code` is stable and for programs, `text` is for people, `since` is when it became so."""
 
-    code: str
+    code: Cause
     text: str
     since: datetime | None = None
 
@@ -60,37 +98,52 @@ class Why:
 
 
 VERDICTS = {
-    "deleted": "was deleted",
-    "dead_letter": "is in the dead letter queue",
-    "disabled": "is disabled",
-    "ended": "has had all its runs and disabled itself",
-    "cannot_be_scheduled": "has settings that make no schedule",
-    "running": "is running now",
-    "cancelling": "is running and was asked to stop",
-    "lease_ended": "is leased to a worker that has vanished",
-    "no_worker": "waits for a worker: none is alive",
-    "worker_tag": "waits for a worker with its tag: none is alive",
-    "draining": "waits for a worker: those that live are shutting down",
-    "trouble": "waits for a worker: those that live cannot start it",
-    "busy": "waits for free capacity on a worker",
-    "overdue": "is overdue although a worker is free",
-    "passed_over": "has a slot that is due and that workers pass over",
-    "misplanned": "has a next slot that its schedule does not name",
-    "about_to_start": "is about to start",
-    "retry": "waits for its retry",
-    "jitter": "waits for its own offset after the slot (jitter)",
-    "overlap": "waits for the run before it",
-    "dependency": "waits for its parents",
-    "backfill": "waits for its turn in the backfill",
-    "skipped": "skipped its last slot",
-    "cancelled": "had its last run cancelled",
-    "starts_at": "has not begun: its schedule starts later",
-    "next_slot": "is not due yet",
-    "manual": "has no schedule: it runs when somebody or something starts it",
-    "unplanned": "has no next slot yet",
+    Cause.DELETED: "was deleted",
+    Cause.DEAD_LETTER: "is in the dead letter queue",
+    Cause.DISABLED: "is disabled",
+    Cause.ENDED: "has had all its runs and disabled itself",
+    Cause.CANNOT_BE_SCHEDULED: "has settings that make no schedule",
+    Cause.RUNNING: "is running now",
+    Cause.CANCELLING: "is running and was asked to stop",
+    Cause.LEASE_ENDED: "is leased to a worker that has vanished",
+    Cause.NO_WORKER: "waits for a worker: none is alive",
+    Cause.WORKER_TAG: "waits for a worker with its tag: none is alive",
+    Cause.DRAINING: "waits for a worker: those that live are shutting down",
+    Cause.TROUBLE: "waits for a worker: those that live cannot start it",
+    Cause.BUSY: "waits for free capacity on a worker",
+    Cause.OVERDUE: "is overdue although a worker is free",
+    Cause.PASSED_OVER: "has a slot that is due and that workers pass over",
+    Cause.MISPLANNED: "has a next slot that its schedule does not name",
+    Cause.ABOUT_TO_START: "is about to start",
+    Cause.RETRY: "waits for its retry",
+    Cause.JITTER: "waits for its own offset after the slot (jitter)",
+    Cause.OVERLAP: "waits for the run before it",
+    Cause.DEPENDENCY: "waits for its parents",
+    Cause.BACKFILL: "waits for its turn in the backfill",
+    Cause.SKIPPED: "skipped its last slot",
+    Cause.CANCELLED: "had its last run cancelled",
+    Cause.STARTS_AT: "has not begun: its schedule starts later",
+    Cause.NEXT_SLOT: "is not due yet",
+    Cause.MANUAL: "has no schedule: it runs when somebody or something starts it",
+    Cause.UNPLANNED: "has no next slot yet",
+    Cause.NO_CODE: "has no code",
+    Cause.MORE: "has runs that wait",
+    Cause.PARENT: "waits for its parents",
+    Cause.OVERLAP_POLICY: "keeps to its overlap policy",
 }
-AS_PLANNED = frozenset({"running", "about_to_start", "retry", "jitter", "starts_at", "next_slot", "manual"})
 """What the weightiest reason means for the job; completes the sentence that begins with its name."""
+AS_PLANNED = frozenset(
+    {
+        Cause.RUNNING,
+        Cause.ABOUT_TO_START,
+        Cause.RETRY,
+        Cause.JITTER,
+        Cause.STARTS_AT,
+        Cause.NEXT_SLOT,
+        Cause.MANUAL,
+    }
+)
+"""Reasons for which nobody has to do anything."""
 
 
 def explain(session: Session, job_id: int, now: datetime | None = None) -> Why:
@@ -127,7 +180,7 @@ class _Look:
             yield from self._last_ending()
         yield from self._to_come(active)
         if self.job.current_version is None:
-            yield Reason("no_code", "It has no code yet: its runs are skipped")
+            yield Reason(Cause.NO_CODE, "It has no code yet: its runs are skipped")
 
     # -- what stands in the way of everything ----------------------------------------------------------------
 
@@ -135,35 +188,35 @@ class _Look:
         job = self.job
         if job.deleted_at is not None:
             by = self._audited({"delete"})
-            return Reason("deleted", f"Deleted{_by(by)} at {_time(job.deleted_at)}", job.deleted_at)
+            return Reason(Cause.DELETED, f"Deleted{_by(by)} at {_time(job.deleted_at)}", job.deleted_at)
         if job.in_dead_letter_queue:
             since = f" since {_time(job.dead_letter_since)}" if job.dead_letter_since else ""
             text = (
                 f"In the dead letter queue{since}: {job.dead_letter_reason or 'no reason was written down'}"
             )
-            return Reason("dead_letter", f"{text}. Recover it to let it run again", job.dead_letter_since)
+            return Reason(Cause.DEAD_LETTER, f"{text}. Recover it to let it run again", job.dead_letter_since)
         if not job.enabled:
             return self._disabled()
         try:
             slots.schedule_of(job)
         except Invalid as invalid:
-            return Reason("cannot_be_scheduled", f"Its settings make no schedule: {invalid.message}")
+            return Reason(Cause.CANNOT_BE_SCHEDULED, f"Its settings make no schedule: {invalid.message}")
         return None
 
     def _disabled(self) -> Reason:
         job, reason = self.job, self.job.disabled_reason or ""
         if slots.ended_by_itself(job):
-            return Reason("ended", f"It disabled itself: {reason}{self._end()}")
+            return Reason(Cause.ENDED, f"It disabled itself: {reason}{self._end()}")
         change = self._audited({"enable", "disable"})
         if reason.startswith(CANNOT_BE_SCHEDULED):
             problem = reason.removeprefix(CANNOT_BE_SCHEDULED)
             text = f"A worker disabled it, for its settings make no schedule: {problem}"
-            return Reason("cannot_be_scheduled", text, change.at if change else None)
+            return Reason(Cause.CANNOT_BE_SCHEDULED, text, change.at if change else None)
         if change is None or change.action == "enable":
             text = "Disabled without a trace, as a change made in SQL is"
-            return Reason("disabled", f"{text}: {reason}" if reason else text)
+            return Reason(Cause.DISABLED, f"{text}: {reason}" if reason else text)
         text = f"Disabled{_by(change)} at {_time(change.at)}"
-        return Reason("disabled", f"{text}: {reason}" if reason else text, change.at)
+        return Reason(Cause.DISABLED, f"{text}: {reason}" if reason else text, change.at)
 
     def _end(self) -> str:
         if self.job.disabled_reason == slots.MAX_RUNS_REACHED and self.job.max_runs is not None:
@@ -196,20 +249,22 @@ class _Look:
         for run in active[:SHOWN]:
             yield from self._running(run) if run.status == Status.RUNNING else self._pending(run)
         if len(active) > SHOWN:
-            yield Reason("more", f"{len(active) - SHOWN} more of its runs wait")
+            yield Reason(Cause.MORE, f"{len(active) - SHOWN} more of its runs wait")
 
     def _running(self, run: Any) -> Iterator[Reason]:
         where = f"{_execution(run)} runs on worker {run.locked_by} since {_time(run.started_at)}"
         if lease_has_ended(run.locked_until, self.now):
             when = f" at {_time(run.locked_until)}" if run.locked_until else ""
             text = f"{where}, whose lease ended{when}: any living worker ends it as lost"
-            yield Reason("lease_ended", text, run.locked_until)
+            yield Reason(Cause.LEASE_ENDED, text, run.locked_until)
             if none := self._no_worker():
                 yield none
         elif run.cancel_reason:
-            yield Reason("cancelling", f"{where} and was asked to stop: {run.cancel_reason}", run.started_at)
+            yield Reason(
+                Cause.CANCELLING, f"{where} and was asked to stop: {run.cancel_reason}", run.started_at
+            )
         else:
-            yield Reason("running", where, run.started_at)
+            yield Reason(Cause.RUNNING, where, run.started_at)
 
     def _pending(self, run: Any) -> Iterator[Reason]:
         if run.due_time is None:
@@ -224,21 +279,21 @@ class _Look:
         gate = slots.gate(self.session, self.job, run, self.now)
         if isinstance(gate, Waiting):
             text = f"{_execution(run)} waits for {gate.for_}, at most until {_time(run.waiting_until)}"
-            yield Reason("dependency", text, run.scheduled_time)
+            yield Reason(Cause.DEPENDENCY, text, run.scheduled_time)
             yield from self._parents(run.scheduled_time)
         elif run.origin == Origin.BACKFILL:
-            yield Reason("backfill", waits, None)
+            yield Reason(Cause.BACKFILL, waits, None)
         elif gate is not None:
             text = f"{_execution(run)}: its parents have ended; any living worker decides within a second"
-            yield self._no_worker() or Reason("about_to_start", text, run.scheduled_time)
+            yield self._no_worker() or Reason(Cause.ABOUT_TO_START, text, run.scheduled_time)
         else:
-            yield Reason("overlap", waits, run.scheduled_time)
+            yield Reason(Cause.OVERLAP, waits, run.scheduled_time)
 
     def _not_yet(self, run: Any) -> Reason:
         left = in_words((run.due_time - self.now).total_seconds())
         if not run.is_retry:
             text = f"{_execution(run)} starts at {_time(run.due_time)}, in {left} (jitter_seconds)"
-            return Reason("jitter", text, run.scheduled_time)
+            return Reason(Cause.JITTER, text, run.scheduled_time)
         before = self.session.execute(
             sa.select(RUN.c.id, RUN.c.status, RUN.c.error, RUN.c.completed_at).where(
                 RUN.c.id == run.parent_execution
@@ -249,9 +304,11 @@ class _Look:
             f"{_time(run.due_time)}, in {left}"
         )
         if before is None:
-            return Reason("retry", text)
+            return Reason(Cause.RETRY, text)
         cause = f": {_plain(before.error)}" if before.error else ""
-        return Reason("retry", f"{text}. Execution {before.id} {before.status}{cause}", before.completed_at)
+        return Reason(
+            Cause.RETRY, f"{text}. Execution {before.id} {before.status}{cause}", before.completed_at
+        )
 
     def _due(self, run: Any) -> Reason:
         """A run that waits for nothing but a worker."""
@@ -262,23 +319,23 @@ class _Look:
         working = [one for one in able if not one.draining]
         if not working:
             text = f"{due}; {count(len(able), 'living worker')} could take it, but shut down"
-            return Reason("draining", text, run.due_time)
+            return Reason(Cause.DRAINING, text, run.due_time)
         if all(registry.hinders(one, self.job.id) for one in working):
             first, *others = working
             also = f" and {count(len(others), 'other')}" if others else ""
             text = f"{due}; worker {first.worker_id}{also} cannot start it: {first.trouble}"
-            return Reason("trouble", text, first.trouble_since)
+            return Reason(Cause.TROUBLE, text, first.trouble_since)
         if not self._free(working):
             slots_ = sum(one.slots for one in working)
             text = f"{due}; all {slots_} slots of {count(len(working), 'living worker')} are busy"
-            return Reason("busy", f"{text}, and {self._before(run, working)} due before it", run.due_time)
+            return Reason(Cause.BUSY, f"{text}, and {self._before(run, working)} due before it", run.due_time)
         if self.now - run.due_time > PATIENCE:
             names = ", ".join(one.worker_id for one in working[:3])
             text = f"{due} although a worker has free capacity: look at the log of {names}"
             if locks.run_is_locked(self.session, run.id):
                 text = f"{due} and workers pass over it, for its row is locked{self._by_whom()}"
-            return Reason("overdue", text, run.due_time)
-        return Reason("about_to_start", f"{due}, and a worker has free capacity", run.due_time)
+            return Reason(Cause.OVERDUE, text, run.due_time)
+        return Reason(Cause.ABOUT_TO_START, f"{due}, and a worker has free capacity", run.due_time)
 
     def _free(self, workers: Sequence[CronWorkerRecord]) -> bool:
         running = Counter(self.session.scalars(sa.select(RUN.c.locked_by).where(RUNNING)))
@@ -314,12 +371,12 @@ class _Look:
         """Why nobody would take a run with this tag; None if a living worker would."""
         alive = self._alive()
         if not alive:
-            return Reason("no_worker", f"No worker is alive. {self._last_seen()}", since)
+            return Reason(Cause.NO_WORKER, f"No worker is alive. {self._last_seen()}", since)
         if not any(_takes(one, tag) for one in alive):
             text = (
                 f'It needs a worker with the tag "{tag}"; none of {count(len(alive), "living worker")} has it'
             )
-            return Reason("worker_tag", text, since)
+            return Reason(Cause.WORKER_TAG, text, since)
         return None
 
     def _last_seen(self) -> str:
@@ -335,7 +392,7 @@ class _Look:
 
     def _parents(self, slot: datetime) -> Iterator[Reason]:
         for parent in slots.parent_states(self.session, self.job.id, slot):
-            yield Reason("parent", f"Its parent {_parent(parent)}", parent.latest_completed_at)
+            yield Reason(Cause.PARENT, f"Its parent {_parent(parent)}", parent.latest_completed_at)
 
     # -- what was, and what will be --------------------------------------------------------------------------
 
@@ -352,26 +409,26 @@ class _Look:
         text = (
             f"{_execution(last)} was {last.status}: {last.skipped_reason or last.error or 'nobody said why'}"
         )
-        yield Reason(last.status, text, last.completed_at)
+        yield Reason(Cause(last.status), text, last.completed_at)
 
     def _to_come(self, active: Sequence[Any]) -> Iterator[Reason]:
         job = self.job
         yield from self._triggers()
         if job.schedule_type == ScheduleType.MANUAL:
-            yield Reason("manual", "It has no schedule: a person, a program or a parent starts it")
+            yield Reason(Cause.MANUAL, "It has no schedule: a person, a program or a parent starts it")
             return
         if active and (text := _OVERLAP[OverlapPolicy.of(job.overlap_policy)]):
             told = text.format(slots=_up_to(job.queue_length), length=job.queue_length)
-            yield Reason("overlap_policy", told)
+            yield Reason(Cause.OVERLAP_POLICY, told)
         if job.next_run_time is None:
             if not (active and slots.counts_from_completion(job)):
                 text = "It has no next slot yet; a worker gives it one within seconds"
-                yield self._no_worker() or Reason("unplanned", text)
+                yield self._no_worker() or Reason(Cause.UNPLANNED, text)
         elif job.next_run_time <= self.now:
             text = f"Its slot {_time(job.next_run_time)} is due, and becomes a run as soon as a worker looks"
             none = self._no_worker(job.worker_tag, job.next_run_time)
             passed = self._passed_over(job.next_run_time)
-            yield none or passed or Reason("about_to_start", text, job.next_run_time)
+            yield none or passed or Reason(Cause.ABOUT_TO_START, text, job.next_run_time)
         else:
             yield self._next_slot(job.next_run_time)
             if none := self._no_worker(job.worker_tag):
@@ -387,7 +444,7 @@ class _Look:
             text += f": somebody keeps the job's row locked{self._by_whom()}"
         elif len({tzdata_order(one.tzdata) for one in self._alive()}) > 1:
             text += ": only those with the newest time zones plan slots"
-        return Reason("passed_over", text, slot)
+        return Reason(Cause.PASSED_OVER, text, slot)
 
     def _by_whom(self) -> str:
         found = locks.holders(self.session)
@@ -400,12 +457,13 @@ class _Look:
             text = (
                 f"Its next slot is {when}, but its schedule names {_time(wanted)}: doctor --fix plans it anew"
             )
-            return Reason("misplanned", text)
+            return Reason(Cause.MISPLANNED, text)
         if self.job.starts_at is not None and self.job.starts_at > self.now:
             return Reason(
-                "starts_at", f"Its schedule starts at {_time(self.job.starts_at)}; its first slot is {when}"
+                Cause.STARTS_AT,
+                f"Its schedule starts at {_time(self.job.starts_at)}; its first slot is {when}",
             )
-        return Reason("next_slot", f"Its next slot is {when}")
+        return Reason(Cause.NEXT_SLOT, f"Its next slot is {when}")
 
     def _triggers(self) -> Iterator[Reason]:
         """What a job that is started by its parents still waits for."""
@@ -415,10 +473,10 @@ class _Look:
         if not states:
             return
         if self.job.starts_at is not None and self.job.starts_at > self.now:
-            yield Reason("starts_at", f"Its parents start it from {_time(self.job.starts_at)} on")
+            yield Reason(Cause.STARTS_AT, f"Its parents start it from {_time(self.job.starts_at)} on")
         ready = slots.ready_to_trigger(self.session, self.job.id, self.now)
         if isinstance(ready, Waiting):
-            yield Reason("dependency", f"Since its own last start it waits for {ready.for_}")
+            yield Reason(Cause.DEPENDENCY, f"Since its own last start it waits for {ready.for_}")
             yield from self._parents(self.now)
 
 

@@ -20,10 +20,11 @@ import pytest
 
 import kytecron
 from kytecron.core import choices, states
+from kytecron.services import why
 
 ENUMS: tuple[type[StrEnum], ...] = tuple(
     kind
-    for module in (choices, states)
+    for module in (choices, states, why)
     for kind in vars(module).values()
     if isinstance(kind, type)
     and issubclass(kind, StrEnum)
