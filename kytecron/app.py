@@ -96,7 +96,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "MAX_FORM_MEMORY_SIZE": MAX_BODY_BYTES,  # a job's code is one form field
         "SEND_FILE_MAX_AGE_DEFAULT": YEAR,  # addresses of static files carry their version
         "WTF_CSRF_TIME_LIMIT": None,  # a form may stay open for as long as the sign-in lasts
-        "SQLALCHEMY_DATABASE_URI": settings.url,
+        "SQLALCHEMY_DATABASE_URI": database.address(settings.url),
         "SQLALCHEMY_ENGINE_OPTIONS": database.engine_options(settings.url),
     }
 

@@ -20,11 +20,14 @@ def render_item(kind, item, autogen_context):
         autogen_context.imports.add("from kytecron.store.models import UtcDateTime")
         return "UtcDateTime()"
     if kind == "type" and isinstance(item, ShortText):
-        return f"sa.String(length={item.impl_instance.length})"
+        length = item.impl_instance.length
+        return f"sa.String({length}).with_variant(sa.String({length}, collation='C'), 'postgresql')"
     if kind == "type" and isinstance(item, LongText | LongBlob):
         autogen_context.imports.add("from sqlalchemy.dialects import mysql")
-        plain, native = ("Text", "LONGTEXT") if isinstance(item, LongText) else ("LargeBinary", "LONGBLOB")
-        return f"sa.{plain}().with_variant(mysql.{native}(), 'mysql', 'mariadb')"
+        if isinstance(item, LongBlob):
+            return "sa.LargeBinary().with_variant(mysql.LONGBLOB(), 'mysql', 'mariadb')"
+        long = "sa.Text().with_variant(mysql.LONGTEXT(), 'mysql', 'mariadb')"
+        return f"{long}.with_variant(sa.Text(collation='C'), 'postgresql')"
     return False
 
 

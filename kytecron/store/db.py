@@ -53,25 +53,28 @@ def engine_options(
     """Arguments for create_engine that suit the database behind `url`.
 
     A statement fails that gets no answer within `statement_seconds`; waiting for a lock ends earlier. After
-    `idle_seconds` of silence inside a transaction a MySQL or MariaDB server gives the client up. Raises Invalid
+    `idle_seconds` of silence inside a transaction a server gives the client up. Raises Invalid
     for a URL that is none or has no driver here.
     """
-    parsed = _parsed(url)
+    parsed = address(url)
     chosen = dialects.of_address(parsed).options(parsed, statement_seconds, idle_seconds)
     return {"json_serializer": _write_json, "json_deserializer": _read_json, **chosen}
 
 
-def _parsed(url: str | URL) -> URL:
+def address(url: str | URL) -> URL:
+    """A database's address with the driver that is used. Raises Invalid for one that cannot be used."""
     try:
-        parsed = make_url(url)
-        dialects.of_address(parsed)
+        parsed = dialects.with_driver(make_url(url))
+        dialects.of_address(parsed).options(
+            parsed, STATEMENT_SECONDS, None
+        )  # looks at the options of an address
         parsed.get_dialect().import_dbapi()
     # ValueError: a port that is no number
     except (ArgumentError, ImportError, LookupError, ValueError) as error:
         raise Invalid(
             {
                 "KYTECRON_DATABASE_URL": f"KYTECRON_DATABASE_URL cannot be used: {error}. Write an SQLAlchemy URL "
-                "whose driver is installed, such as mysql+pymysql://user:password@host/database"
+                "whose driver is installed, such as postgresql://user:password@host/database"
             }
         ) from None
     return parsed
@@ -125,7 +128,7 @@ def make_engine(
 
     Raises Invalid for a URL that is none, and for a directory that cannot be used.
     """
-    url = _parsed(settings.url)
+    url = address(settings.url)
     if dialects.of_address(url).file(url):
         settings.make_instance_directory()
     chosen = engine_options(url, statement_seconds, idle_seconds) | options
@@ -201,8 +204,10 @@ def is_outage(error: BaseException) -> bool:
         return False
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
-    named = type(_original(error)).__name__
-    return named in ("OperationalError", "InterfaceError") or fault_of(error) in (
+    named = {kind.__name__ for kind in type(_original(error)).__mro__}
+    return not named.isdisjoint({"OperationalError", "InterfaceError"}) or fault_of(error) in (
+        Fault.READ_ONLY,
+        Fault.GOING,
         Fault.NO_ROOM,
         Fault.GARBLED,
     )
@@ -319,9 +324,12 @@ def execute(
         matched = int(cursor.rowcount)
         cursor.close()
     except dialect.dbapi.Error as error:
-        lost = dialect.is_disconnect(error, raw.dbapi_connection, None)
+        useless = dialects.ends_connections(error)
+        lost = useless or dialect.is_disconnect(error, raw.dbapi_connection, None)
         if lost:
             connection.invalidate(error)
+        if useless:
+            connection.engine.dispose()  # as SQLAlchemy does for what it executes
         raise DBAPIError.instance(
             text, arguments, error, dialect.dbapi.Error, connection_invalidated=lost, dialect=dialect
         ) from error
@@ -427,7 +435,7 @@ def now(at: At) -> datetime:
 
 
 def kind(at: At) -> str:
-    """Which kind of database this is, as figures have it: sqlite, mysql, mariadb."""
+    """Which kind of database this is, as figures have it: sqlite, mysql, mariadb, postgresql."""
     return dialects.of(at).name
 
 

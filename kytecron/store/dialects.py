@@ -12,6 +12,7 @@ import math
 import random
 import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.operators import custom_op
 
 from ..core.errors import Conflict
+from ..core.words import duration
 
 Version = tuple[int, ...]
 Options = dict[str, Any]
@@ -45,6 +47,7 @@ SILENCE_SECONDS = 1.0
 """A connection that nobody used for so long is asked whether it is alive before it is used again."""
 USED_AT = "kytecron.used_at"
 MIGRATION_LOCK = "kytecron.migrate"
+ANOTHER_MIGRATES = "Another process migrates this database, and does not end. Look for it, or try again"
 
 
 class Fault(Enum):
@@ -54,6 +57,10 @@ class Fault(Enum):
     """A deadlock or somebody's lock on a row: the transaction did not happen, and the database is well."""
     BUSY = "busy"
     """Somebody else has the whole database for the moment."""
+    READ_ONLY = "read only"
+    """The server takes no writes: it is the copy of another one, or became it."""
+    GOING = "going"
+    """The server ends, begins, or has given up this connection."""
     REFUSED = "refused"
     """A user or a password that is not let in."""
     NO_DATABASE = "no database"
@@ -130,6 +137,8 @@ class Dialect:
 
     name: str
     """As figures and documents have it."""
+    spoken_by: str
+    """What SQLAlchemy calls it together with its driver: the meaning of an address that names no driver."""
     title: str
     """As people read it."""
     oldest: Version = ()
@@ -230,11 +239,18 @@ def of_address(url: URL) -> Dialect:
 
     Raises LookupError, with a sentence, for a kind of database that kytecron does not work with.
     """
-    kind = url.get_backend_name()
+    kind = url.drivername.partition("+")[0]
+    kind = ALSO_CALLED.get(kind, kind)
     if kind not in BY_ADDRESS:
         titles = ", ".join(dialect.title for dialect in DIALECTS)
         raise LookupError(f"kytecron works with {titles}, not with {kind}")
     return BY_ADDRESS[kind]
+
+
+def with_driver(url: URL) -> URL:
+    """An address as SQLAlchemy needs it; many are written without the driver. Raises LookupError as `of_address`."""
+    known = of_address(url)
+    return url if "+" in url.drivername else url.set(drivername=known.spoken_by)
 
 
 def of_type(dialect: sa.Dialect) -> Dialect:
@@ -262,6 +278,11 @@ def fault_of(error: BaseException) -> Fault | None:
     """What is wrong, by what a driver raised; None for what need not be told apart."""
     errors = _errors_of(error)
     return None if errors is None else errors.fault(error)
+
+
+def ends_connections(error: BaseException) -> bool:
+    """Whether a driver raised what makes every connection to that server useless, although this one may be open."""
+    return fault_of(error) in (Fault.READ_ONLY, Fault.GOING)
 
 
 def _errors_of(error: BaseException) -> Errors | None:
@@ -295,6 +316,21 @@ def _ping_after_silence(dialect: Any, connection: Any, record: Any, _proxy: Any)
         alive = False
     if not alive:
         raise sa.exc.DisconnectionError  # the pool makes a new one
+
+
+def _note_lost_servers(engine: Engine) -> None:
+    """Have SQLAlchemy take every connection to such a server for lost: the next ones may reach another server."""
+    sa.event.listen(engine, "handle_error", _judge)
+
+
+def _judge(context: Any) -> None:
+    if ends_connections(context.original_exception):
+        context.is_disconnect = True
+
+
+def _prepare_server(engine: Engine) -> None:
+    _ask_after_silence(engine)
+    _note_lost_servers(engine)
 
 
 # -- SQLite --------------------------------------------------------------------------------------------------
@@ -411,6 +447,7 @@ def _sqlite_look(connection: sa.Connection, kind: str) -> Health:
 
 SQLITE = Dialect(
     name="sqlite",
+    spoken_by="sqlite",
     title="SQLite",
     errors=Errors(
         "sqlite3",
@@ -505,7 +542,7 @@ def _size(text: str | bytes | bytearray) -> int:
 
 def _mysql_prepare(engine: Engine) -> None:
     sa.event.listen(engine, "connect", _mysql_connect)
-    _ask_after_silence(engine)
+    _prepare_server(engine)
 
 
 def _mysql_connect(connection: Any, _record: Any) -> None:
@@ -549,7 +586,7 @@ def _mysql_alone(connection: sa.Connection, seconds: float) -> Iterator[None]:
     ).scalar()
     connection.commit()
     if not got:
-        raise Conflict("Another process migrates this database, and does not end. Look for it, or try again")
+        raise Conflict(ANOTHER_MIGRATES)
     try:
         yield
     finally:
@@ -627,6 +664,7 @@ def _mysql_look(connection: sa.Connection, kind: str) -> Health:
 
 MYSQL = Dialect(
     name="mysql",
+    spoken_by="mysql+pymysql",
     title="MySQL",
     oldest=(5, 7),
     errors=Errors(
@@ -634,6 +672,7 @@ MYSQL = Dialect(
         {
             # Deadlock, lock wait timeout, record changed since read (innodb_snapshot_isolation).
             Fault.CONFLICT: Signs(frozenset({1213, 1205, 1020})),
+            Fault.READ_ONLY: Signs(frozenset({1290, 1792, 1836})),
             Fault.REFUSED: Signs(frozenset({1044, 1045, 1698})),
             Fault.NO_DATABASE: Signs(frozenset({1049})),
             Fault.NO_ROOM: Signs(frozenset({3, 1021, 1026, 1030, 1114})),
@@ -675,9 +714,275 @@ MYSQL = Dialect(
         "WHERE t.trx_rows_locked > 0 AND p.id <> connection_id() ORDER BY t.trx_started LIMIT :most"
     ),
 )
-MARIADB = replace(MYSQL, name="mariadb", title="MariaDB", oldest=(10, 2), skip_locked_since=(10, 6))
+MARIADB = replace(
+    MYSQL,
+    name="mariadb",
+    spoken_by="mariadb+pymysql",
+    title="MariaDB",
+    oldest=(10, 2),
+    skip_locked_since=(10, 6),
+)
 
-DIALECTS = (SQLITE, MYSQL, MARIADB)
+
+# -- PostgreSQL ----------------------------------------------------------------------------------------------
+
+
+POOLER = "pooler"
+"""The option of an address that leads to a pooler, such as PgBouncer: it says who shares a server's connection."""
+TRANSACTION = "transaction"
+LIMIT = "answers_within"
+"""The option of a connection, for us alone: within how many seconds the server has to answer."""
+
+
+def _postgresql_options(url: URL, statement_seconds: float, idle_seconds: float | None) -> Options:
+    pooler = url.query.get(POOLER, TRANSACTION)
+    if pooler != TRANSACTION:
+        raise LookupError(
+            f"{POOLER}={pooler} says nothing to kytecron; write {POOLER}={TRANSACTION} or leave it out"
+        )
+    arguments = {
+        "client_encoding": "utf8",
+        "connect_timeout": max(2, int(statement_seconds / 3)),
+        "application_name": "kytecron",
+        # A copy that nobody may write to would be read by some, while others write elsewhere.
+        "target_session_attrs": "read-write",
+        # A network that is cut, or a machine that is off, says nothing at all.
+        "keepalives": 1,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(min(statement_seconds, KEEP_TRYING_SECONDS) * 1000),
+    }
+    arguments = {name: value for name, value in arguments.items() if name not in url.query}
+    return {
+        "pool_recycle": 1800,
+        "pool_size": 10,
+        "max_overflow": 20,
+        "connect_args": {
+            **arguments,
+            LIMIT: statement_seconds,
+            SESSION: _postgresql_session(statement_seconds, idle_seconds),
+        },
+    }
+
+
+KEEP_TRYING_SECONDS = 15.0
+"""For so long TCP goes on sending what nobody acknowledges, also where a statement may take hours."""
+SESSION = "session_settings"
+"""The option of a connection, for us alone: what is set for its transactions."""
+
+
+def _postgresql_session(statement_seconds: float, idle_seconds: float | None) -> dict[str, str]:
+    """The limits that the server itself keeps, in milliseconds; 0 is none.
+
+    It gives up a little before the client does, who would have to end the connection.
+    """
+    return {
+        "statement_timeout": str(int(statement_seconds * 0.9 * 1000)),
+        "lock_timeout": str(int(statement_seconds / 3 * 1000)),
+        "idle_in_transaction_session_timeout": str(math.ceil((idle_seconds or 0) * 1000)),
+        "default_transaction_isolation": "read committed",
+        "timezone": "UTC",
+    }
+
+
+def _postgresql_prepare(engine: Engine) -> None:
+    _prepare_server(engine)
+    sa.event.listen(engine, "do_connect", _postgresql_connect)
+    if _is_pooled(engine.url):
+        sa.event.listen(engine, "begin", _postgresql_begin)
+
+
+def _is_pooled(url: URL) -> bool:
+    """Whether each transaction may get another connection of the server: what is set for a session is lost then."""
+    return url.query.get(POOLER) == TRANSACTION
+
+
+def _postgresql_connect(_dialect: Any, record: Any, given: Any, named: Options) -> Any:
+    limit, session, pooler = named.pop(LIMIT), named.pop(SESSION), named.pop(POOLER, None)
+    if pooler:
+        record.info[SESSION] = session
+        named["prepare_threshold"] = (
+            None  # what one transaction prepared, the next one's connection does not know
+        )
+    else:
+        settings = " ".join(f"-c {name}={_escaped(value)}" for name, value in session.items())
+        named["options"] = f"{named.get('options', '')} {settings}".strip()
+    connection = _impatient().connect(*given, **named)
+    connection.answers_within = limit
+    return connection
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+def _postgresql_begin(connection: sa.Connection) -> None:
+    session = connection.connection.info[SESSION]
+    parts = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in session.items())
+    connection.exec_driver_sql(f"SELECT {parts}")
+
+
+@functools.cache
+def _impatient() -> Any:
+    """Connections that a server which has stopped, or a network that was cut, cannot keep waiting.
+
+    The server's own limits need a server that is awake.
+    """
+    import psycopg
+
+    class Impatient(psycopg.Connection[Any]):
+        answers_within: float | None = None
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            limit = self.answers_within if timeout is None else timeout
+            try:
+                return super().wait(gen, interval, limit)
+            except psycopg.OperationalError as error:
+                if (
+                    error.sqlstate is None
+                ):  # the server did not say that: nobody knows where the conversation stands
+                    self.close()
+                raise
+
+    return Impatient
+
+
+def _postgresql_be_patient(options: Options, lock_seconds: float) -> None:
+    options["connect_args"][SESSION]["lock_timeout"] = str(int(lock_seconds * 1000))
+
+
+@contextmanager
+def _postgresql_alone(connection: sa.Connection, seconds: float) -> Iterator[None]:
+    # The lock is the transaction's, which is that of the migration: a session's would get lost behind a pooler.
+    deadline = time.monotonic() + seconds
+    lock = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(MIGRATION_LOCK.encode())))
+    while not connection.scalar(lock):
+        if time.monotonic() >= deadline:
+            connection.rollback()
+            raise Conflict(ANOTHER_MIGRATES)
+        time.sleep(random.uniform(0.02, 0.1))
+    try:
+        yield
+    finally:
+        if connection.in_transaction() and not connection.invalidated:
+            connection.rollback()
+
+
+def _postgresql_insert_or_keep(table: Any, values: Mapping[str, Any]) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table).values(values).on_conflict_do_nothing()
+
+
+def _postgresql_insert_or_change(table: Any, values: Mapping[str, Any], changes: Changes) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    insertion = insert(table).values(values)
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_=changes(insertion.excluded)
+    )
+
+
+def _since(seconds: Any) -> str:
+    return duration(float(seconds) * 1000)
+
+
+OLD_TRANSACTION_SECONDS = 3600
+"""A transaction that is open for longer keeps every row that was changed or removed since."""
+
+
+def _postgresql_look(connection: sa.Connection, kind: str) -> Health:
+    host = connection.engine.url.host or "a socket"
+    pooled = (
+        ", behind a pooler of transactions (nothing is prepared)" if _is_pooled(connection.engine.url) else ""
+    )
+    dead, live = connection.exec_driver_sql(
+        "SELECT coalesce(sum(n_dead_tup), 0), coalesce(sum(n_live_tup), 0) FROM pg_stat_user_tables"
+    ).one()
+    # Of other people's sessions the server tells those only who may see them (the role pg_read_all_stats).
+    age, pid = connection.exec_driver_sql(
+        "SELECT coalesce(extract(epoch FROM clock_timestamp() - xact_start), 0), pid FROM pg_stat_activity "
+        "WHERE datname = current_database() AND xact_start IS NOT NULL ORDER BY xact_start LIMIT 1"
+    ).one()
+    place = f"{kind} at {host}{pooled}, {dead:,} dead rows beside {live:,}, oldest transaction {_since(age)}"
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        problem = f"it keeps texts as {encoding}, which lacks characters"
+        return Health(place, problem, "Create the database with ENCODING 'UTF8'", usable=False)
+    if age > OLD_TRANSACTION_SECONDS:
+        problem = f"connection {pid} has kept a transaction open for {_since(age)}: no dead row can go"
+        return Health(place, problem, f"End it: SELECT pg_terminate_backend({pid})")
+    return Health(place)
+
+
+POSTGRESQL = Dialect(
+    name="postgresql",
+    spoken_by="postgresql+psycopg",
+    title="PostgreSQL",
+    oldest=(13,),
+    errors=Errors(
+        "psycopg",
+        {
+            # Serialization failure, deadlock, lock not available (lock_timeout).
+            Fault.CONFLICT: Signs(frozenset({"40001", "40P01", "55P03"})),
+            # Said while connecting, which tells no code.
+            Fault.READ_ONLY: Signs(frozenset({"25006"}), ("session is read-only",)),
+            Fault.GOING: Signs(
+                frozenset(
+                    {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+                    | {"08000", "08001", "08003", "08004", "08006", "08007", "08P01"}
+                )
+            ),
+            Fault.REFUSED: Signs(
+                frozenset({"28000", "28P01"}),
+                (
+                    "password authentication failed",
+                    "no password supplied",
+                    "no pg_hba.conf entry",
+                    'FATAL:  role "',
+                ),
+            ),
+            Fault.NO_DATABASE: Signs(frozenset({"3D000"}), ('FATAL:  database "',)),
+            Fault.NO_ROOM: Signs(frozenset({"53100", "53200", "53300", "58030"})),
+            Fault.NO_TABLE: Signs(frozenset({"42P01"})),
+            Fault.NO_COLUMN: Signs(frozenset({"42703"})),
+        },
+    ),
+    # Of the statement, not of the transaction; one that changed within a statement no index could be asked for.
+    clock="(statement_timestamp() AT TIME ZONE 'UTC')",
+    skip_locked=True,
+    most_parameters=65_535,
+    most_bytes=None,
+    options=_postgresql_options,
+    prepare=_postgresql_prepare,
+    be_patient=_postgresql_be_patient,
+    hurry=_nothing,
+    autocommit=True,
+    file=lambda _url: None,
+    is_shared=lambda _url: True,
+    alone=_postgresql_alone,
+    begin_migration=_nothing,  # the lock began it
+    insert_or_keep=_postgresql_insert_or_keep,
+    insert_or_change=_postgresql_insert_or_change,
+    listed_update=None,  # the driver sends all rows before it waits for the first answer
+    with_index=lambda query, _table, _index: query,
+    without_index=lambda column: column,
+    moment=sa.DateTime,
+    long_text=sa.Text,
+    long_bytes=sa.LargeBinary,
+    look=_postgresql_look,
+    lock_holders=sa.text(
+        "SELECT pid AS id, usename AS user, coalesce(host(client_addr), 'a socket') AS host, "
+        "floor(extract(epoch FROM clock_timestamp() - state_change))::bigint AS time FROM pg_stat_activity "
+        "WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid() "
+        "ORDER BY xact_start LIMIT :most"
+    ),
+)
+
+DIALECTS = (SQLITE, MYSQL, MARIADB, POSTGRESQL)
+ALSO_CALLED = {"postgres": POSTGRESQL.name}
+"""Addresses that others write."""
 BY_ADDRESS = {dialect.name: dialect for dialect in DIALECTS}
 """By the beginning of a database's address, and by what SQLAlchemy calls it: both say mysql of many a MariaDB."""
 
@@ -694,6 +999,7 @@ TABLE = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": 
 
 Not in the models, where SQLAlchemy would import MySQL's dialect for it, whatever the database.
 """
+
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
@@ -730,6 +1036,12 @@ class Total(FunctionElement[int]):
 @compiles(Total)
 def _sum(element: Total, compiler: Any, **options: Any) -> str:
     return f"sum({compiler.process(element.clauses, **options)})"
+
+
+@compiles(Total, "postgresql")
+def _whole_sum(element: Total, compiler: Any, **options: Any) -> str:
+    # Of big integers it makes decimals.
+    return f"CAST(sum({compiler.process(element.clauses, **options)}) AS bigint)"
 
 
 @compiles(Total, "mysql")

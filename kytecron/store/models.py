@@ -363,11 +363,11 @@ class CronJobExecution(Base):
         sa.Index("ix_CronJobExecution_queue", "status", "worker_tag", "queue_time"),
         # The tag, so that runs for other workers are passed over within the index.
         sa.Index("ix_CronJobExecution_due", "status", "due_time", "worker_tag"),
-        # Both databases append the primary key, so these three also give pages of lists.
+        # SQLite and MariaDB append the primary key, so these three also give pages of lists.
         sa.Index("ix_CronJobExecution_slots", "status", "scheduled_time"),
         sa.Index("ix_CronJobExecution_job_status", "cron_job", "status"),
         sa.Index("ix_CronJobExecution_job", "cron_job"),
-        # Few rows have it; SQLite's index holds only those (migration 0007).
+        # Few rows have it; the index of SQLite and PostgreSQL holds only those (migrations 0007 and 0009).
         sa.Index("ix_CronJobExecution_slots_until", "slots_until"),
     )
 
@@ -530,7 +530,7 @@ class CronWorkerRecord(Base):
     tzdata: Mapped[str] = _word("", 32)
     draining: Mapped[bool] = _flag(False)
     started_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
     stopped_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     gone_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """Since when it is known that its process has ended, or that its runs were taken over."""

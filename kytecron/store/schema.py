@@ -84,7 +84,12 @@ def require_ours(engine: Engine) -> None:
 
 def has_moved_on(at: Connection) -> str | None:
     """Why a process that began with this schema has to end: it is another one now. A single short statement."""
-    found = revision(at)
+    try:
+        found = _revision(at)
+    except DBAPIError as error:
+        if not db.is_missing_table(error):
+            raise
+        found = None
     if found == newest():
         return None
     state = f"was brought to migration {found}" if found else "has lost its migrations"
@@ -99,12 +104,14 @@ def newest() -> str:
 
 def revision(connection: Connection) -> str | None:
     """The migration that the database is at; None where none was made."""
-    try:
-        rows, _ = db.execute(connection, "SELECT version_num FROM alembic_version", ())
-    except DBAPIError as error:
-        if not db.is_missing_table(error):
-            raise
+    # Asked first: on PostgreSQL an error would end the transaction, which may be that of a migration.
+    if not sa.inspect(connection).has_table("alembic_version"):
         return None
+    return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    rows, _ = db.execute(connection, "SELECT version_num FROM alembic_version", ())
     return str(rows[0][0]) if rows else None
 
 

@@ -20,6 +20,7 @@ from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor
 from kytecron.store import db as database
+from tests.conftest import DATABASES
 
 CODE = """
 class Greeter(CronJobBase):
@@ -89,7 +90,7 @@ def rows(app: Flask, sqlite_settings: Settings) -> Iterator[Session]:
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+@pytest.fixture(params=DATABASES)
 def everywhere(request: pytest.FixtureRequest) -> Iterator[Caller]:
     """The `api` caller on each database."""
     app = create_app(request.getfixturevalue(f"{request.param}_settings"))

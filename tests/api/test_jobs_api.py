@@ -18,6 +18,7 @@ from kytecron.services import lifecycle
 from kytecron.store import db as database
 from kytecron.store.models import CronJob
 from tests.factories import add_worker
+from tests.rawsql import typed
 
 from .conftest import CODE, Caller
 
@@ -224,7 +225,7 @@ def test_upcoming_slots_end_where_the_job_does(api: Caller, rows: Session) -> No
     assert (manual["slots"], manual["warnings"]) == ([], [])
     rows.add(CronJob(name="by hand", schedule_type="cron", cron_expression="whenever", day_of_week="?"))
     rows.flush()
-    rows.execute(sa.text("UPDATE CronJob SET parameters = '[1]' WHERE name = 'by hand'"))
+    rows.execute(typed(rows, "UPDATE CronJob SET parameters = '[1]' WHERE name = 'by hand'"))
     rows.commit()
     odd = next(job for job in api("GET /jobs").json["items"] if job["name"] == "by hand")
     assert "cron_expression" in odd["schedule"]

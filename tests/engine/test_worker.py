@@ -22,6 +22,7 @@ from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
 from kytecron.store.models import CronAudit, CronJob, CronJobExecution, CronJobOutput, CronWorkerRecord
 from tests.factories import add_worker
+from tests.rawsql import typed
 from tests.workers import (
     Journal,
     WorkerProcess,
@@ -342,7 +343,7 @@ def test_a_row_whose_parameters_make_no_sense_holds_up_no_other(
         bad, good = (
             make_job(session, journal.code(), schedule_type="interval", interval_seconds=1) for _ in "ab"
         )
-        session.execute(sa.text(f"UPDATE CronJob SET parameters = {written} WHERE id = {bad.id}"))
+        session.execute(typed(session, f"UPDATE CronJob SET parameters = {written} WHERE id = {bad.id}"))
         session.commit()
 
         def given_up() -> bool:

@@ -26,6 +26,7 @@ from kytecron.services.jobs import CronJobManager, configuration
 from kytecron.store import db
 from kytecron.store.models import CronAudit, CronJob, CronJobDependency
 from tests.factories import add_job, claim_one, fresh, runs_of
+from tests.rawsql import typed
 
 ANNA = Actor("anna", "web", "10.0.0.7")
 CODE = """
@@ -150,7 +151,7 @@ def test_a_manager_with_a_session_of_its_own_sees_what_others_wrote(
     assert own_manager.get(job.id).timeout_seconds == 300
     engine = db.make_engine(sqlite_settings)
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE CronJob SET timeout_seconds = 7")
+        connection.execute(typed(connection, "UPDATE CronJob SET timeout_seconds = 7"))
     engine.dispose()
     assert own_manager.get(job.id).timeout_seconds == 7
 

@@ -33,6 +33,7 @@ from kytecron.store import db
 from kytecron.store.models import CronJob, CronOutbox
 from tests.factories import LEASE, WORKER, add_job, claim_one, runs_of
 from tests.mariadb import free_port
+from tests.rawsql import typed
 from tests.servers import Answer, MailServer, WebhookReceiver
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -518,10 +519,10 @@ def test_a_payload_that_is_no_json_fails_alone(
     sessions = db.make_sessions(db.make_engine(sqlite_settings))
     with sessions() as session, WebhookReceiver() as slack:
         bad, good = put(session, "slack", slack.url + "/1", 1), put(session, "slack", slack.url + "/2", 2)
-        session.execute(sa.text("UPDATE CronOutbox SET payload = '{' WHERE id = :id"), {"id": bad.id})
+        session.execute(typed(session, "UPDATE CronOutbox SET payload = '{' WHERE id = :id"), {"id": bad.id})
         session.commit()
         assert notify.deliver(sessions, LOCAL, "w1") == 2
-        statuses = session.execute(sa.text("SELECT id, status FROM CronOutbox")).all()
+        statuses = session.execute(typed(session, "SELECT id, status FROM CronOutbox")).all()
     assert dict(tuple(row) for row in statuses) == {bad.id: "pending", good.id: "sent"}
 
 

@@ -19,7 +19,7 @@ import kytecron
 from kytecron.config import Settings
 from kytecron.core.errors import Conflict, Invalid
 from kytecron.store import db, dialects
-from kytecron.store.dialects import MARIADB, MYSQL, SQLITE, Dialect, Fault
+from kytecron.store.dialects import MARIADB, MYSQL, POSTGRESQL, SQLITE, Dialect, Fault
 from kytecron.store.models import Base, CronThrottle
 
 PACKAGE = Path(kytecron.__file__).parent
@@ -63,7 +63,7 @@ def test_the_question_is_seen(source: str) -> None:
 
 
 def test_an_engine_s_database_is_known(engine: Engine, session: Session) -> None:
-    known = SQLITE if engine.url.drivername.startswith("sqlite") else MARIADB
+    known = {"sqlite": SQLITE, "mysql": MARIADB, "postgresql": POSTGRESQL}[engine.url.get_backend_name()]
     assert dialects.of(engine) is known  # before anybody has connected
     assert dialects.of(session) is known
     with engine.connect() as connection:
@@ -104,10 +104,35 @@ def test_two_old_servers_share_their_statements() -> None:
     assert found[0] is found[1]  # caches of statements are kept by these values
 
 
-@pytest.mark.parametrize("url", ["oracle://a:b@host/x", "mssql+pyodbc://host/x", "postgresql://host/x"])
+@pytest.mark.parametrize("url", ["oracle://a:b@host/x", "mssql+pyodbc://host/x", "cockroachdb://host/x"])
 def test_the_address_of_a_database_that_kytecron_does_not_know_is_refused(url: str) -> None:
-    with pytest.raises(Invalid, match="SQLite, MySQL, MariaDB"):
+    with pytest.raises(Invalid, match="SQLite, MySQL, MariaDB, PostgreSQL"):
         db.engine_options(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "driver"),
+    [
+        ("postgresql://a:b@host/x", "postgresql+psycopg"),
+        ("postgres://a:b@host/x", "postgresql+psycopg"),
+        ("postgresql+psycopg://a:b@host/x", "postgresql+psycopg"),
+        ("mysql://a:b@host/x", "mysql+pymysql"),
+        ("mariadb://a:b@host/x", "mariadb+pymysql"),
+        ("mysql+pymysql://a:b@host/x", "mysql+pymysql"),
+        ("sqlite:///x.db", "sqlite"),
+    ],
+)
+def test_an_address_needs_no_driver(url: str, driver: str) -> None:
+    assert db.address(url).drivername == driver
+    engine = db.make_engine(Settings(database_url=url))
+    assert engine.url.drivername == driver
+    assert dialects.of_address(make_url(url)) is dialects.of_address(engine.url)
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg2://host/x", "postgresql://host/x?pooler=session"])
+def test_an_address_that_says_something_unknown_is_refused(url: str) -> None:
+    with pytest.raises(Invalid, match=r"cannot be used: .*(psycopg2|pooler=transaction)"):
+        db.address(url)
 
 
 def test_each_name_and_address_is_one_database_s() -> None:
@@ -124,15 +149,19 @@ def test_each_name_and_address_is_one_database_s() -> None:
     ("statement", "fault"),
     [
         ("SELECT 1 FROM there_is_none", Fault.NO_TABLE),
-        ("SELECT there_is_none FROM CronThrottle", Fault.NO_COLUMN),
+        ("SELECT there_is_none FROM {}", Fault.NO_COLUMN),
         ("SELECT FROM WHERE", None),
     ],
 )
 def test_what_is_missing_is_told(session: Session, statement: str, fault: Fault | None) -> None:
     with pytest.raises(DBAPIError) as raised:
-        session.execute(sa.text(statement))
+        session.execute(sa.text(statement.format(quoted(session, THROTTLE))))
     assert db.fault_of(raised.value) is fault
     assert db.is_missing(raised.value) is (fault is not None)
+
+
+def quoted(session: Session, table: Any) -> str:
+    return str(session.get_bind().dialect.identifier_preparer.format_table(table))
 
 
 def test_a_row_that_is_there_is_kept(session: Session) -> None:
@@ -155,8 +184,17 @@ def test_a_row_that_is_there_is_changed_by_what_stands_there_and_by_what_was_bro
     assert session.execute(sa.select(THROTTLE)).mappings().all() == [{**ROW, "count": 42}]
 
 
-def test_values_that_do_not_fit_are_not_swallowed_with_what_is_there(mariadb_settings: Settings) -> None:
-    engine = db.make_engine(mariadb_settings)
+@pytest.mark.parametrize(
+    "database",
+    [
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+    ],
+)
+def test_values_that_do_not_fit_are_not_swallowed_with_what_is_there(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    engine = db.make_engine(request.getfixturevalue(f"{database}_settings"))
     with engine.connect() as connection, pytest.raises(DBAPIError):
         connection.execute(dialects.of(connection).insert_or_keep(THROTTLE, {**ROW, "key": "x" * 5000}))
     engine.dispose()
@@ -197,3 +235,19 @@ def test_every_table_has_transactions_and_compares_names_byte_by_byte(mariadb_se
     ours = {name: facts for name, *facts in rows if name != "alembic_version"}
     assert ours.keys() == Base.metadata.tables.keys()
     assert [name for name, facts in ours.items() if facts != ["InnoDB", "utf8mb4_bin"]] == []
+
+
+@pytest.mark.postgresql
+def test_every_text_of_a_postgresql_compares_byte_by_byte(postgresql_settings: Settings) -> None:
+    """Whatever language the database was created for."""
+    engine = db.make_engine(postgresql_settings)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT table_name, column_name, collation_name FROM information_schema.columns "
+            "WHERE table_schema = current_schema() AND data_type IN ('text', 'character varying') "
+            "AND table_name <> 'alembic_version'"
+        ).all()
+    engine.dispose()
+    assert {row.table_name for row in rows} <= Base.metadata.tables.keys()
+    assert len(rows) > 50
+    assert [row for row in rows if row.collation_name != "C"] == []

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from kytecron.store import claims, db, dialects
 from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution
 from kytecron.store.prepared import FORMS, Prepared, UpdateEach
+from tests.rawsql import typed
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 JOB: Any = CronJob.__table__
@@ -230,8 +231,8 @@ def test_an_onlooker_sees_what_was_committed_and_holds_nothing_up(
     session.commit()
     assert onlooker.ask(claims.next_instants).slot == NOW + timedelta(hours=1)
     # A transaction that had been left open would hold this up, until it fails.
-    session.execute(sa.text("ALTER TABLE CronJob ADD COLUMN one_more INTEGER"))
-    session.execute(sa.text("ALTER TABLE CronJob DROP COLUMN one_more"))
+    session.execute(typed(session, "ALTER TABLE CronJob ADD COLUMN one_more INTEGER"))
+    session.execute(typed(session, "ALTER TABLE CronJob DROP COLUMN one_more"))
     session.commit()
     onlooker.close()
     assert onlooker.ask(claims.next_instants).slot == NOW + timedelta(hours=1)

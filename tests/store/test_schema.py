@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from kytecron.config import PARTS, Settings
 from kytecron.store import db, schema
 from kytecron.store.models import Base, CronJob
+from tests.rawsql import typed
 
 
 def test_models_and_migrations_agree(engine: Engine) -> None:
@@ -36,8 +37,9 @@ def test_a_migrated_database_is_not_behind(engine: Engine) -> None:
 
 def test_a_row_inserted_by_hand_has_every_default(session: Session) -> None:
     session.execute(
-        sa.text(
-            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('by hand', 'interval', 60)"
+        typed(
+            session,
+            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('by hand', 'interval', 60)",
         )
     )
     job = session.scalars(sa.select(CronJob)).one()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import dataclasses
 import hashlib
-import json
 import os
 import sqlite3
 import subprocess
@@ -33,8 +32,11 @@ from kytecron.services.recount import recount
 from kytecron.store import db, figures, queries, schema
 from kytecron.store.models import CronJob, CronJobExecution
 from tests.command_line import CODE, CommandLine, without_database
+from tests.conftest import DATABASES
 from tests.factories import add_worker
 from tests.mariadb import MariaDB
+from tests.postgres import PostgreSQL
+from tests.rawsql import numbers_go_on
 from tests.workers import make_job, wait_for_statuses, working
 
 ANNA = Actor("anna")
@@ -44,17 +46,13 @@ JOBS = 20
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+@pytest.fixture(params=DATABASES)
 def first_tables(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """A database with the tables of the first release, empty."""
     settings = Settings(instance_path=tmp_path / "instance")
-    if request.param == "mariadb":
-        server: MariaDB = request.getfixturevalue("mariadb")
-        administration = db.make_engine(Settings(database_url=server.url))
-        with administration.begin() as connection:
-            connection.exec_driver_sql("DROP DATABASE IF EXISTS first_release")
-            connection.exec_driver_sql("CREATE DATABASE first_release CHARACTER SET utf8mb4")
-        administration.dispose()
+    if request.param != "sqlite":
+        server: MariaDB | PostgreSQL = request.getfixturevalue(request.param)
+        server.make_database("first_release")
         url = server.url.rpartition("/")[0] + "/first_release"
         settings = dataclasses.replace(settings, database_url=url)
     engine = db.make_engine(settings)
@@ -107,6 +105,7 @@ def fill(engine: Engine) -> None:
                     for number in range(begin, begin + 5_000)
                 ],
             )
+        numbers_go_on(connection)
 
 
 def places(engine: Engine) -> dict[str, Any]:
@@ -244,15 +243,15 @@ class FirstRelease:
                 "day": (self.today - timedelta(days=ago)).date(),
                 **{name: counts[name] for name in LETTERS},
                 "duration_ms": 8000 * (counts["ran"] or sum(GONE.values())),
-                "durations": json.dumps({bucket(8000): counts["ran"] or sum(GONE.values())}),
+                "durations": {bucket(8000): counts["ran"] or sum(GONE.values())},
             }
             for ago, counts in self.days.items()
         ]
         with self.engine.begin() as connection:
             connection.execute(self.tables["CronJob"].insert(), [job])
             for day in days:
-                text = {name: sa.bindparam(name, type_=sa.Text) for name in ("durations",)}
-                connection.execute(self.tables["CronJobDailyStat"].insert().values({**day, **text}), [day])
+                objects = {name: sa.bindparam(name, type_=sa.JSON) for name in ("durations",)}
+                connection.execute(self.tables["CronJobDailyStat"].insert().values({**day, **objects}), [day])
 
 
 def test_a_filled_database_of_the_first_release_has_its_runs_counted_into_chains(

@@ -17,6 +17,7 @@ from kytecron.store import db, queries
 from kytecron.store.models import CronJob, KyteCronJobVersionContent
 from tests.factories import add_worker, claim_one, runs_of
 from tests.pages import HELLO, Visitor, database, form_of, make_job, text_of, toast
+from tests.rawsql import typed
 
 EVIL = '<script>alert(1)</script>"onmouseover="x'
 
@@ -152,7 +153,7 @@ def test_a_job_written_into_the_table_by_hand_is_shown_with_what_is_wrong(
             CronJob(name="by hand", schedule_type="cron", cron_expression="99 * * * *", timezone="Mars/X")
         )
         session.commit()
-        session.execute(sa.text("UPDATE CronJob SET parameters = '{broken', state = '[1]'"))
+        session.execute(typed(session, "UPDATE CronJob SET parameters = '{broken', state = '[1]'"))
         session.commit()
     assert "99" in viewer.get("/jobs").text
     assert viewer.get("/jobs/1").status_code == 200
