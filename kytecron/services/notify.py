@@ -9,7 +9,6 @@ A message is sent at least once: a worker that dies between sending and noting l
 from __future__ import annotations
 
 import html
-import json
 import logging
 import re
 import smtplib
@@ -214,7 +213,8 @@ class _Letter:
     id: int
     channel: str
     target: str
-    payload: str
+    payload: Any
+    """An object; whatever somebody wrote into the table by hand, JSON or not."""
     attempts: int
 
 
@@ -254,14 +254,12 @@ def _claim(session: Session, worker_id: str, limit: int) -> list[_Letter]:
 
 @transactional
 def _take(session: Session, ids: Collection[int], worker_id: str, now: datetime) -> list[_Letter]:
-    # The payload as it is written: one that is no JSON must not fail the rows beside it.
-    payload = sa.type_coerce(CronOutbox.payload, sa.Text)
     rows = session.execute(
         sa.select(
             CronOutbox.id,
             CronOutbox.channel,
             CronOutbox.target,
-            payload.label("payload"),
+            CronOutbox.payload,
             CronOutbox.attempts,
         )
         .where(CronOutbox.id.in_(ids))
@@ -312,10 +310,10 @@ def _send_all(settings: Settings, letters: Sequence[_Letter]) -> Iterator[tuple[
         yield letter, DeliveryFailed(f"no answer within {GIVE_UP_SECONDS:g} s")
 
 
-def _send(settings: Settings, channel: str, target: str, payload: str) -> _Result:
+def _send(settings: Settings, channel: str, target: str, payload: Any) -> _Result:
     """Never raises: whatever goes wrong with one message is that message's result."""
     try:
-        content = _content(json.loads(payload), settings)
+        content = _content(payload, settings)
         if channel == "slack":
             post_json(target, _slack(content), settings)
             return ""
@@ -396,7 +394,7 @@ def note_test(session: Session, channel: str, target: str, actor: Actor) -> None
 
 def test_channel(settings: Settings, channel: str, target: str) -> str | None:
     """Send a test message now; returns what went wrong, or None. Takes up to GIVE_UP_SECONDS."""
-    letter = _Letter(0, channel, target.strip(), json.dumps({"kind": MessageKind.TEST}), 1)
+    letter = _Letter(0, channel, target.strip(), {"kind": MessageKind.TEST}, 1)
     for _, result in _send_all(settings, [letter]):
         return str(result) or None
     return None

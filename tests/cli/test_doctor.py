@@ -180,7 +180,7 @@ def test_a_damaged_file_is_found(sqlite_settings: Settings):
 def test_what_the_database_is_is_told(engine: sa.Engine, settings: Settings):
     found: Finding = doctor.examine(engine, settings, TESTER)[0]
     assert found.verdict == "ok"
-    assert found.detail.startswith(("SQLite 3.", "MariaDB 1"))
+    assert found.detail.startswith(("SQLite 3.", "MariaDB 1", "PostgreSQL "))
 
 
 @pytest.mark.mariadb

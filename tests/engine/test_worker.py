@@ -316,8 +316,9 @@ def test_a_job_without_code_is_skipped_with_words_until_it_has_some(
     settings: Settings, session: Session, journal: Journal
 ) -> None:
     session.execute(
-        sa.text(
-            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('bare', 'interval', 3600)"
+        typed(
+            session,
+            "INSERT INTO CronJob (name, schedule_type, interval_seconds) VALUES ('bare', 'interval', 3600)",
         )
     )
     session.commit()

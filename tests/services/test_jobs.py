@@ -681,9 +681,10 @@ def test_a_preview_of_an_interval_begins_with_the_instant_asked_about() -> None:
 
 def test_a_row_written_by_hand_is_a_job_that_can_be_edited(session: Session, manager: CronJobManager) -> None:
     session.execute(
-        sa.text(
+        typed(
+            session,
             "INSERT INTO CronJob (name, schedule_type, day_of_week, time_of_day, tags) "
-            "VALUES ('by hand', 'weekly', '1', '08:00:00', 'a,b')"
+            "VALUES ('by hand', 'weekly', '1', '08:00:00', 'a,b')",
         )
     )
     session.commit()

@@ -27,6 +27,7 @@ from kytecron.store.models import (
     CronJobOutput,
 )
 from tests.factories import LEASE, WORKER, add_job, add_worker, ago, claim_one, fresh, runs_of
+from tests.rawsql import typed
 
 ANNA = Actor("anna")
 DONE = Outcome(Status.COMPLETED, duration_ms=120)
@@ -110,9 +111,10 @@ def test_max_runs_disables_the_job_with_the_reason_but_its_last_slot_keeps_its_r
 
 def test_a_row_inserted_by_hand_gets_its_next_slot(session: Session) -> None:
     session.execute(
-        sa.text(
+        typed(
+            session,
             "INSERT INTO CronJob (name, schedule_type, time_of_day, timezone) "
-            "VALUES ('by hand', 'daily', '02:00:00', 'America/New_York')"
+            "VALUES ('by hand', 'daily', '02:00:00', 'America/New_York')",
         )
     )
     session.commit()
