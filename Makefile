@@ -19,7 +19,7 @@ run: install ## Pages and a worker on this machine, with examples (PORT=8000, HO
 
 install: .venv/run.stamp .venv/bin/kytecron ## What kytecron needs, and the command .venv/bin/kytecron; for servers, see README.md
 
-# Tests that need chromium or mariadbd are skipped, with one line each, where it is missing.
+# Tests that need chromium, mariadbd or PostgreSQL are skipped, with one line each, where it is missing.
 test: .venv/test.stamp .venv/bin/kytecron ## The whole test suite, or a part: ONLY=tests/core, ONLY="tests/web -k diff", ONLY="-m 'not browser'"
 	@$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),-n auto --dist worksteal)
 

@@ -78,7 +78,7 @@ class Settings:
     )
     database_url: str = _setting(
         "",
-        "SQLAlchemy URL; empty means SQLite in the instance directory, and is refused in production",
+        "Database address (see below); empty means SQLite in the instance directory, and is refused in production",
         secret=True,
     )
     instance_path: Path = _setting(ROOT / "instance", "Directory of the SQLite file and the generated keys")
@@ -193,7 +193,7 @@ class Settings:
             wrong["KYTECRON_ENVIRONMENT"] = "KYTECRON_ENVIRONMENT must be development or production"
         if self.environment == "production" and not self.database_url.strip():
             wrong["KYTECRON_DATABASE_URL"] = (
-                "KYTECRON_DATABASE_URL must be set in production, such as mysql+pymysql://user:password@host/database, "
+                "KYTECRON_DATABASE_URL must be set in production, such as postgresql://user:password@host/database, "
                 "or sqlite:////var/lib/kytecron/kytecron.db for one machine"
             )
         for name in MORE_THAN_NOTHING:
