@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 from .common_passwords import words
 
@@ -16,10 +17,12 @@ PRODUCT = "kytecron"
 SHORTEST_NAME = 4
 """A shorter user name stands in many innocent words."""
 LONGEST_WORD = 30
+ELSEWHERE = frozenset({"contrasena", "motdepasse", "passwort", "senha", "футбол", "пароль"})
+"""Words of other languages."""
 
 ROWS = (
     *("qwertyuiop", "asdfghjkl", "zxcvbnm", "qwertzuiop", "yxcvbnm", "azertyuiop", "qsdfghjklm", "wxcvbn"),
-    *("abcdefghijklmnopqrstuvwxyz", "01234567890"),
+    *("abcdefghijklmnopqrstuvwxyz", "01234567890", "!@#$%^&*()_+", '!"§$%&/()=?'),
 )
 RUNS = frozenset(
     run[start:end]
@@ -42,7 +45,7 @@ def problem(password: str, username: str) -> str | None:
     if not is_text(password):
         return "password must be valid text"
     for name in (PRODUCT, username):
-        if len(name) >= SHORTEST_NAME and any(name.lower() in one for one in _readings(password)):
+        if len(name) >= SHORTEST_NAME and any(_plain(name) in one for one in _readings(password)):
             return f"password must not contain {name}: that is among the first things that are tried"
     if _parts(_once(password), username) < MIN_PARTS:
         return (
@@ -63,20 +66,27 @@ def is_text(password: str) -> bool:
 
 def _readings(password: str) -> list[str]:
     """The password in lower case, as it is and with its disguises taken off."""
-    plain = password.lower()
+    plain = _plain(password)
     return [plain, *(plain.translate(table) for table in DISGUISES)]
+
+
+def _plain(password: str) -> str:
+    """In lower case, without accents, wide letters and blanks between single letters."""
+    text = unicodedata.normalize("NFKD", password)
+    text = "".join(char for char in text if not unicodedata.combining(char)).lower()
+    return "".join(text.split()) if all(len(word) == 1 for word in text.split()) else text
 
 
 def _once(password: str) -> str:
     """What it repeats all through, if it does."""
-    text = password.lower()
+    text = _plain(password)
     periods = range(1, len(text) // 2 + 1)
     return text[: next((one for one in periods if text[one:] == text[:-one]), len(text))]
 
 
 def _parts(password: str, username: str) -> int:
     """Of how few guessable parts the password can be put together."""
-    readings, known = _readings(password[:LOOKED_AT]), words() | {username.lower()}
+    readings, known = _readings(password[:LOOKED_AT]), words() | ELSEWHERE | {_plain(username)}
     length = min(map(len, readings))
     fewest = [0] + [length] * length
     for end in range(1, length + 1):

@@ -35,6 +35,14 @@ GUESSED_FIRST = [
     *("asdfghjkl123", "administrator", "Admin@123456", "letmein12345", "iloveyou1234", "Welcome12345"),
     *("changeme1234", "football1234", "Summer2024!!", "winter2025winter", "passwort1234", "trustno1trustno1"),
     *("manchesterunited", "liverpoolfc1", "111222333444", "!!!!!!!!!!!!", "3141592653589"),
+    *(
+        "ｐａｓｓｗｏｒｄ1234",
+        "pássword1234",
+        "p a s s w o r d 1 2",
+        "!@#$%^&*()_+",
+        "contraseña12",
+        "пароль123456",
+    ),
     *("kytecron-2026-x7Q", "KyteCron!!!!", "maria-x7kq2mv9p", "M4ria-x7kq2mv9", "ümaria" * 3),
 ]
 GOOD = [
