@@ -39,6 +39,13 @@ def refuse_tags_without_state() -> None:
         raise Stale("Answers of this address carry no ETag that If-Match could name: leave the header out")
 
 
+def refuse_other_conditions() -> None:
+    """Raise Malformed for a change under a condition that nobody here looks at."""
+    for name in ("If-None-Match", "If-Unmodified-Since"):
+        if name in request.headers:
+            raise Malformed(f"{name} is not read here: write the ETag of an earlier answer into If-Match")
+
+
 def key() -> str | None:
     """The request's Idempotency-Key, with or without the quotes of the draft standard. Raises Malformed."""
     header = request.headers.get(FIELD)

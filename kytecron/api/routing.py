@@ -230,6 +230,8 @@ def _answering(declared: Route) -> Callable[..., Response]:
 def _carried_out(declared: Route, call: Call, arguments: dict[str, Any]) -> Response:
     """The answer of a view under the request's conditions: If-Match holds, and its Idempotency-Key is new."""
     key, tags = conditions.key(), conditions.wanted_tags()
+    if declared.method != "GET":
+        conditions.refuse_other_conditions()
     if not declared.stateful:
         conditions.refuse_tags_without_state()
     if key is not None and declared.tells_secret:

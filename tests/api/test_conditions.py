@@ -126,6 +126,20 @@ def test_if_match_is_read_as_the_standard_says(api: Caller, header: str, status:
     assert answer.status_code == status, answer.text
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("If-None-Match", "*"), ("If-Unmodified-Since", "Wed, 21 Oct 2015 07:28:00 GMT")],
+)
+def test_a_condition_that_is_not_read_is_refused_where_something_changes(
+    api: Caller, name: str, value: str
+) -> None:
+    job = api.job()["id"]
+    answer = api(f"PATCH /jobs/{job}", json={"priority": 7}, headers={name: value})
+    assert answer.status_code == 400
+    assert f"{name} is not read here" in answer.json["error"]["message"]
+    assert api(f"GET /jobs/{job}", headers={name: value}).json["priority"] == 5
+
+
 def test_where_there_is_no_etag_a_tag_matches_nothing(api: Caller) -> None:
     assert (
         api("POST /jobs", json={"name": "a", "code": CODE}, headers={"If-Match": '"1-1"'}).status_code == 412
