@@ -19,6 +19,7 @@ from flask_wtf import CSRFProtect
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from . import accesslog
 from .config import path_prefix
 from .core.addresses import is_host
 from .core.choices import Source
@@ -173,11 +174,13 @@ def _who() -> Actor:
 
 
 def _what() -> str:
-    return f"{request.method} {request.path}"[:SHOWN_OF_PATH]
+    return f"{request.method} {accesslog.shown_path()}"[:SHOWN_OF_PATH]
 
 
 def _write_line(actor: Actor, status: int) -> None:
-    keys = {"status": status, "request": _what(), "actor": actor.name, "ip": actor.ip}
+    # `request` is the id of the request, here as in every line about it.
+    facts = {"method": request.method, "path": accesslog.shown_path()}
+    keys = {"status": status, "actor": actor.name, "ip": actor.ip, **facts}
     log.warning(
         "refused %r with %d: %s from %s%s",
         _what(),

@@ -16,6 +16,8 @@ def take_no_ignored_signals() -> None:
     for number in ASKED_TO_END:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, _nothing)
+    # Whoever starts the tests may have blocked them as well, and that is inherited, too.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED_TO_END)
 
 
 def _nothing(*_: object) -> None:

@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("kytecron.door", *SERVICES),
     },
     "kytecron.accesslog": set(),
-    "kytecron.door": {"kytecron.requestdb", *SERVICES},
+    "kytecron.door": {"kytecron.accesslog", "kytecron.requestdb", *SERVICES},
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
     # What gunicorn loads, before the app.
     "kytecron.gunicorn_conf": {"kytecron.logs", *SERVICES},

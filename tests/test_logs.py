@@ -104,6 +104,10 @@ def test_each_line_of_gunicorn_is_json_each_request_has_an_id_and_no_secret_is_w
     log = (tmp_path / "log").read_text()
     assert "hidden" not in log
     written = {line["request"]: line for line in lines(log) if "request" in line}
+    assert [line["logger"] for line in lines(log) if line.get("request") == "from-the-proxy.1"] == [
+        "kytecron.door",
+        "kytecron.access",
+    ]
     assert own[1]["X-Request-Id"] == "from-the-proxy.1"
     about = written["from-the-proxy.1"]
     assert (about["method"], about["path"], about["status"], about["job"]) == (

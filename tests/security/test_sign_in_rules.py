@@ -161,8 +161,8 @@ def test_names_below_this_one_are_kept_to_tls_if_the_setting_says_so(settings: S
 
 
 def refusals(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
-    keys = ("status", "request", "actor", "ip")
-    return [{key: getattr(one, key) for key in keys} for one in caplog.records if hasattr(one, "request")]
+    keys = ("status", "method", "path", "actor", "ip")
+    return [{key: getattr(one, key) for key in keys} for one in caplog.records if one.name == door.__name__]
 
 
 def test_who_is_refused_leaves_a_line_in_the_log(
@@ -183,13 +183,19 @@ def test_who_is_refused_leaves_a_line_in_the_log(
         stranger.post("/sign-in", {"username": "maria", "password": "x"})
     here = {"ip": "127.0.0.1"}
     assert refusals(caplog) == [
-        here | {"status": 403, "request": "GET /users", "actor": "the-viewer"},
-        here | {"status": 400, "request": "POST /sign-out", "actor": "the-viewer"},
-        here | {"status": 401, "request": "GET /api/v1/jobs", "actor": ""},
-        here | {"status": 401, "request": "GET /api/v1/jobs", "actor": ""},
-        here | {"status": 429, "request": "POST /sign-in", "actor": ""},
+        here | {"status": 403, "method": "GET", "path": "/users", "actor": "the-viewer"},
+        here | {"status": 400, "method": "POST", "path": "/sign-out", "actor": "the-viewer"},
+        here | {"status": 401, "method": "GET", "path": "/api/v1/jobs", "actor": ""},
+        here | {"status": 401, "method": "GET", "path": "/api/v1/jobs", "actor": ""},
+        here | {"status": 429, "method": "POST", "path": "/sign-in", "actor": ""},
     ]
     assert "made-up" not in caplog.text
+
+
+def test_a_refusal_shows_no_link_for_signing_in(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    app.test_client().post("/sign-in/a-link-that-still-works", data={"csrf_token": "x"})
+    assert [one["path"] for one in refusals(caplog)] == ["/sign-in/***"]
+    assert "still-works" not in caplog.text
 
 
 def test_a_line_holds_no_line_breaks_of_whoever_was_refused(
