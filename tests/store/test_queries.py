@@ -425,7 +425,7 @@ def test_a_summary_is_read_from_the_rolled_up_counters(session: Session) -> None
         "failed": 1,
         "timeouts": 1,
         "success_rate": 80.0,
-        "attempts": 11,
+        "attempts": 10,
         "recovered": 0,
         "skipped": 0,
         "avg_duration_ms": 100,
