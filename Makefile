@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-.PHONY: help run install test lint format bench lock clean
+.PHONY: help run install test test-all lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## This list
@@ -21,7 +21,10 @@ install: .venv/run.stamp .venv/bin/kytecron ## What kytecron needs, and the comm
 
 # Tests that need chromium, mariadbd or PostgreSQL are skipped, with one line each, where it is missing.
 test: .venv/test.stamp .venv/bin/kytecron ## The whole test suite, or a part: ONLY=tests/core, ONLY="tests/web -k diff", ONLY="-m 'not browser'"
-	@$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),-n auto --dist worksteal)
+	@$(BIN)/python -m pytest $(if $(ONLY),$(ONLY),-n auto --dist worksteal -m "not thorough")
+
+test-all: .venv/test.stamp .venv/bin/kytecron ## The same and what `make test` leaves out to stay short; nothing is skipped
+	@KYTECRON_TEST_REQUIRE_ALL=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/test.stamp ## Style, templates and types
 	$(BIN)/ruff check .

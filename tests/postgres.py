@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import psycopg
@@ -200,9 +200,14 @@ def directory() -> Iterator[Path]:
 def require() -> None:
     """Skip the test where there is no server, or fail where nothing may be skipped."""
     if find_binaries() is None:
-        if os.environ.get("KYTECRON_TEST_REQUIRE_ALL"):
-            pytest.fail("PostgreSQL's server is required here (package postgresql)")
-        pytest.skip("no PostgreSQL server on this machine (package postgresql)")
+        refuse("no PostgreSQL server on this machine (package postgresql)")
+
+
+def refuse(lack: str) -> NoReturn:
+    """Skip the test for what the machine lacks, or fail where nothing may be skipped."""
+    if os.environ.get("KYTECRON_TEST_REQUIRE_ALL"):
+        pytest.fail(lack)
+    pytest.skip(lack)
 
 
 @contextmanager

@@ -167,6 +167,8 @@ def trouble(error: BaseException) -> str:
     match fault_of(error):
         case Fault.REFUSED:
             return f"The database refuses this user or password: {said}"
+        case Fault.READ_ONLY:
+            return f"The database takes no writes: {said}"
         case Fault.NO_DATABASE:
             return f"The database does not exist: {said}. Create it, or check KYTECRON_DATABASE_URL"
         case Fault.NOT_A_DATABASE:
