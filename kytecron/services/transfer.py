@@ -36,7 +36,6 @@ from ..store.dialects import AT_ONCE
 from ..store.models import CronJob, CronJobDependency, KyteCronJobVersion, KyteCronJobVersionContent
 from . import audit, checking, jobs, versions
 from .audit import Actor
-from .base import PYTHON
 from .jobs import CronJobManager
 
 FORMAT = 1
@@ -268,14 +267,6 @@ class Change:
     def code_diff(self) -> str:
         """The changed lines of the code, in the form of a unified diff; empty where it stays."""
         return "" if self.code_after is None else diff.line_delta(self.code_before or "", self.code_after)
-
-
-def plan_import(session: Session, document: Any, actor: Actor = PYTHON) -> list[Change]:
-    """What importing a document would do, parents before children. Reads only.
-
-    Raises Invalid that names each wrong job and field, and Busy.
-    """
-    return _plan(session, _entries(document, actor))
 
 
 def import_jobs(

@@ -304,14 +304,6 @@
   addEventListener("beforeunload", (event) => {
     if (!leaving && $$("form[data-guard]").some(changed)) event.preventDefault();
   });
-  // For answers by htmx that keep the page (saved, stay here): the server triggers kytecron:saved.
-  document.addEventListener("kytecron:saved", () => {
-    for (const form of $$("form[data-guard]")) {
-      form.removeAttribute("data-dirty");
-      form.kyteInitial = undefined;
-    }
-    guard();
-  });
 
   // ------------------------------------------------------------------ toasts
   // HX-Trigger: {"kytecron:toast": {"message": "Triggered", "tone": "success"}}; a plain string works too.
@@ -342,8 +334,8 @@
   document.addEventListener("kytecron:toast", ({ detail }) => toast(detail.message ?? detail.value, detail.tone));
 
   // ------------------------------------------------------------------ copy
-  on("click", "[data-copy], [data-copy-from]", async (event, button) => {
-    const text = button.dataset.copy ?? $(button.dataset.copyFrom)?.textContent ?? "";
+  on("click", "[data-copy]", async (event, button) => {
+    const text = button.dataset.copy;
     try {
       await navigator.clipboard.writeText(text);
     } catch {

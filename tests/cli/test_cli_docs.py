@@ -13,7 +13,8 @@ import pytest
 from kytecron.cli import COMMANDS, load
 from kytecron.config import ROOT
 from kytecron.core.jobspec import JobFields
-from kytecron.services.transfer import from_yaml, plan_import
+from kytecron.services.base import PYTHON
+from kytecron.services.transfer import from_yaml, import_jobs
 
 PROGRAM = "kytecron "
 TEXT = (ROOT / "docs" / "cli.md").read_text()
@@ -89,4 +90,4 @@ def test_the_example_of_a_file_can_be_imported(session):
     (job,) = document["jobs"]
     assert job.keys() - {"code"} <= JobFields.model_fields.keys()
     del job["depends_on"]
-    assert [change.action for change in plan_import(session, document)] == ["create"]
+    assert [change.action for change in import_jobs(session, document, PYTHON, dry_run=True)] == ["create"]

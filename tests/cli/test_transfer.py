@@ -21,7 +21,7 @@ from kytecron.core.states import Outcome, Status
 from kytecron.services import deadletters, lifecycle, transfer
 from kytecron.services.audit import Actor
 from kytecron.services.jobs import CronJobManager, configuration
-from kytecron.services.transfer import export_jobs, from_yaml, import_jobs, plan_import, to_yaml
+from kytecron.services.transfer import export_jobs, from_yaml, import_jobs, to_yaml
 from kytecron.store.models import CronAudit, CronJob, KyteCronJobVersion, KyteCronJobVersionContent
 from tests.command_line import CODE, CommandLine
 
@@ -39,6 +39,10 @@ def entry(name: str, **fields: Any) -> dict[str, Any]:
 
 def actions(changes: list[transfer.Change]) -> dict[str, str]:
     return {change.name: change.action for change in changes}
+
+
+def planned_by(session: Session, wanted: dict[str, Any]) -> list[transfer.Change]:
+    return import_jobs(session, wanted, TESTER, dry_run=True)
 
 
 def wrong(session: Session, *jobs: Any) -> dict[str, str]:
@@ -206,9 +210,9 @@ def test_other_jobs_stay_as_they_are(session: Session):
 def test_a_plan_is_what_the_import_does_and_does_nothing(session: Session):
     CronJobManager(session).create_job(name="x", code=CODE)
     wanted = document(entry("x", priority=7), entry("y", depends_on=["x"]))
-    planned = plan_import(session, wanted)
+    planned = planned_by(session, wanted)
     assert import_jobs(session, wanted, TESTER, dry_run=True) == planned
-    assert actions(plan_import(session, wanted)) == {"x": "update", "y": "create"}
+    assert actions(planned_by(session, wanted)) == {"x": "update", "y": "create"}
     assert import_jobs(session, wanted, TESTER) == planned
 
 
@@ -246,7 +250,7 @@ def test_a_webhook_is_a_credential(session: Session):
     assert HOOK in to_yaml(export_jobs(session, webhooks=True))
     import_jobs(session, export_jobs(session), TESTER)
     assert manager.get(job.id).slack_webhook == HOOK
-    (change,) = plan_import(session, document(entry("x", slack_webhook="https://hooks.example.com/other")))
+    (change,) = planned_by(session, document(entry("x", slack_webhook="https://hooks.example.com/other")))
     assert "hooks" not in str(change.fields())
     import_jobs(session, document(entry("x", slack_webhook=None)), TESTER)
     assert manager.get(job.id).slack_webhook is None
@@ -268,7 +272,7 @@ def test_many_jobs_are_written_in_several_steps(session: Session, monkeypatch: p
     chain = [entry(name, depends_on=[parent]) for parent, name in pairwise(names)]
     import_jobs(session, document(*reversed(chain), entry(names[0])), TESTER)
     assert [one["name"] for one in export_jobs(session)["jobs"]] == names
-    assert set(actions(plan_import(session, export_jobs(session))).values()) == {"unchanged"}
+    assert set(actions(planned_by(session, export_jobs(session))).values()) == {"unchanged"}
 
 
 def test_some_jobs_can_be_exported(session: Session):
@@ -292,7 +296,7 @@ def test_a_job_that_somebody_changes_meanwhile_is_left_alone(
 ):
     manager = CronJobManager(session)
     job = manager.create_job(name="x", code=CODE)
-    planned = plan_import(session, document(entry("x", priority=7)))
+    planned = planned_by(session, document(entry("x", priority=7)))
     manager.update_job(job.id, priority=3)
     monkeypatch.setattr(transfer, "_plan", lambda *_: planned)
     with pytest.raises(Conflict, match="Job 'x': python has changed this job since revision 1"):
@@ -410,7 +414,7 @@ def test_a_schedule_that_will_never_come_is_refused_before_anything_is_done(sess
 )
 def test_what_is_no_document_is_refused(session: Session, value: Any, field: str):
     with pytest.raises(Invalid) as caught:
-        plan_import(session, value)
+        planned_by(session, value)
     assert caught.value.fields.keys() == {field}
 
 

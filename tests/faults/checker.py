@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from kytecron.core.states import FINAL, Status
 from kytecron.services import recount, slots
-from kytecron.store import db
 from kytecron.store.models import CronJob, CronJobExecution
 from tests.workers import PATIENCE, Journal, alive, executions
 
@@ -219,9 +218,3 @@ def _check_lateness(rows: Iterable[CronJobExecution], limit: float, report: Repo
 
 def _when(entry: dict[str, Any]) -> datetime:
     return datetime.fromtimestamp(entry["at"], UTC)
-
-
-def database_now(session: Session) -> datetime:
-    """The database's clock, in a transaction of its own."""
-    session.rollback()
-    return db.now(session)
