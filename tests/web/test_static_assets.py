@@ -128,8 +128,8 @@ def test_static_files_name_no_other_host() -> None:
 
 # ------------------------------------------------------------------ nothing that nobody uses
 
-MADE_OF_DATA = {"ansi", "badge", "is", "notice", "rate", "run", "stat", "toast", "verdict"}
-"""Classes whose last part is a status, a tone or a colour."""
+MADE_OF_DATA = {"ansi", "badge", "is", "notice", "rate", "run", "stat", "toast", "toc", "verdict"}
+"""Classes whose last part is a status, a tone, a colour or a level."""
 OF_LIBRARIES = {"htmx"}
 
 
@@ -139,6 +139,14 @@ def test_every_macro_is_used() -> None:
     called = {*re.findall(r"(?<!macro )\b(\w+)\(", templates), *re.findall(r"\b(\w+) as \w+", templates)}
     assert len(macros) > 30
     assert set(macros) - called == set()
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_template_imports_the_macros_that_it_uses(path: Path) -> None:
+    text = read_template(path)
+    imported = " ".join(re.findall(r"\{%-? *from \S+ import (.+?) *(?:with context *)?-?%\}", text, re.S))
+    names = {name.split()[-1] for name in imported.split(",") if name.strip()}
+    assert {name for name in names if len(re.findall(rf"\b{name}\b", text)) < 2} == set()
 
 
 def test_every_class_of_the_style_sheet_is_used() -> None:
