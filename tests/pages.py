@@ -26,6 +26,11 @@ HELLO = """class Hello(CronJobBase):
         self.log("Hello World")
 """
 PART = {"HX-Request": "true", "HX-Request-Type": "partial"}
+ASKED = {
+    "/jobs/{job_id}/versions/compare": "?from=1&to=2",
+    "/jobs/preview": "?schedule_type=daily&time_of_day=02:30",
+}
+"""What addresses of pages are asked with."""
 PASSWORD = "correct horse battery staple"
 
 

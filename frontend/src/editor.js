@@ -130,7 +130,7 @@ function setUp(textarea) {
   host.className = "editor";
   const problems = document.createElement("ul");
   problems.className = "editor-problems";
-  problems.setAttribute("role", "status");
+  problems.setAttribute("aria-live", "polite");
   textarea.after(host, problems);
   const root = host.attachShadow({ mode: "open", delegatesFocus: true });
 
@@ -141,7 +141,7 @@ function setUp(textarea) {
     python(), pythonLanguage.data.of({ autocomplete: completeSelf }), autocompletion({ icons: false }),
     syntaxHighlighting(colours), theme,
     EditorState.readOnly.of(readOnly),
-    EditorView.contentAttributes.of({ "aria-label": `${label?.textContent.trim() || "Code"}. Escape, then Tab leaves the editor.` }),
+    EditorView.contentAttributes.of({ tabindex: "0", "aria-label": `${label?.textContent.trim() || "Code"}. Escape, then Tab leaves the editor.` }),
     EditorView.updateListener.of((update) => {
       if (!update.docChanged) return;
       textarea.value = update.state.doc.toString();

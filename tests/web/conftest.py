@@ -13,9 +13,15 @@ from playwright.sync_api import Browser, sync_playwright
 
 from kytecron.app import create_app
 from kytecron.config import Settings
+from kytecron.core.states import Outcome, Status
 from kytecron.requestdb import db
-from kytecron.services import accounts
-from tests.pages import Visitor, make_visitor
+from kytecron.services import accounts, lifecycle, secrets
+from kytecron.services.audit import Actor
+from kytecron.services.jobs import CronJobManager
+from tests.factories import add_worker
+from tests.pages import HELLO, Visitor, database, make_visitor
+
+TESTER = Actor("tester")
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +89,49 @@ def browser() -> Iterator[Browser]:
         )
         yield running
         running.close()
+
+
+@pytest.fixture
+def lived_in(app: Flask) -> dict[str, object]:
+    """Something of everything, and what the addresses of its pages name."""
+    settings = app.extensions["kytecron.settings"]
+    with database(app) as session:
+        add_worker(session)
+        manager = CronJobManager(session, TESTER)
+        job = manager.create_job(
+            name="hello",
+            code=HELLO,
+            schedule_type="interval",
+            interval_seconds=3600,
+            max_retries=1,
+            overlap_policy="allow",
+        )
+        manager.create_job(name="child", code=HELLO, depends_on=[job.id], dependency_mode="trigger")
+        manager.create_job(name="twin", code=HELLO)
+        dead = manager.create_job(name="dead", code=HELLO)
+        manager.update_code(job.id, HELLO.replace("Hello World", "Good day"), message="politer")
+        lifecycle.trigger(session, dead.id, actor=TESTER)
+        _end(session, Outcome(Status.FAILED, error="hopeless", permanent=True))
+        lifecycle.trigger(session, job.id, actor=TESTER, version=1)
+        _end(session, Outcome(Status.COMPLETED, duration_ms=5))
+        failed = lifecycle.trigger(session, job.id, actor=TESTER)
+        trace = f'Traceback (most recent call last):\n  File "<job {job.id} v2>", line 3, in execute\nValueError: no'
+        _end(session, Outcome(Status.FAILED, error="no answer", stack_trace=trace, duration_ms=5))
+        lifecycle.trigger(session, job.id, actor=TESTER)
+        lifecycle.claim(session, "tester:1:a", (), 1, 60.0)
+        accounts.create_token(session, "reader", "viewer", 1, TESTER)
+        accounts.create_user(session, "somebody", None, "viewer", TESTER)
+        secrets.set_secret(session, "API_KEY", "hidden", TESTER, settings)
+        secrets.grant(session, job.id, "API_KEY", TESTER)
+        return {
+            "job_id": job.id,
+            "execution_id": failed.id,
+            "number": 2,
+            "token": "none",
+            "title": "schedules",
+        }
+
+
+def _end(session: object, outcome: Outcome) -> None:
+    (run,) = lifecycle.claim(session, "tester:1:a", (), 1, 60.0)  # type: ignore[arg-type]
+    lifecycle.settle(session, [(run.claim, outcome)])  # type: ignore[arg-type]

@@ -11,71 +11,13 @@ from dataclasses import dataclass
 import pytest
 from flask import Flask, render_template_string
 
-from kytecron.core.states import Outcome, Status
-from kytecron.services import accounts, lifecycle, secrets
-from kytecron.services.audit import Actor
-from kytecron.services.jobs import CronJobManager
 from kytecron.store.models import CronJob, CronUser
 from tests import rendered
-from tests.factories import add_worker
-from tests.pages import HELLO, Visitor, database
+from tests.pages import ASKED, Visitor, database
 from tests.security.test_access_table import PAGES
-
-TESTER = Actor("tester")
-
-
-@pytest.fixture
-def lived_in(app: Flask) -> dict[str, object]:
-    """Something of everything, and what the addresses of its pages name."""
-    settings = app.extensions["kytecron.settings"]
-    with database(app) as session:
-        add_worker(session)
-        manager = CronJobManager(session, TESTER)
-        job = manager.create_job(
-            name="hello",
-            code=HELLO,
-            schedule_type="interval",
-            interval_seconds=3600,
-            max_retries=1,
-            overlap_policy="allow",
-        )
-        manager.create_job(name="child", code=HELLO, depends_on=[job.id], dependency_mode="trigger")
-        manager.create_job(name="twin", code=HELLO)
-        dead = manager.create_job(name="dead", code=HELLO)
-        manager.update_code(job.id, HELLO.replace("Hello World", "Good day"), message="politer")
-        lifecycle.trigger(session, dead.id, actor=TESTER)
-        _end(session, Outcome(Status.FAILED, error="hopeless", permanent=True))
-        lifecycle.trigger(session, job.id, actor=TESTER, version=1)
-        _end(session, Outcome(Status.COMPLETED, duration_ms=5))
-        failed = lifecycle.trigger(session, job.id, actor=TESTER)
-        trace = f'Traceback (most recent call last):\n  File "<job {job.id} v2>", line 3, in execute\nValueError: no'
-        _end(session, Outcome(Status.FAILED, error="no answer", stack_trace=trace, duration_ms=5))
-        lifecycle.trigger(session, job.id, actor=TESTER)
-        lifecycle.claim(session, "tester:1:a", (), 1, 60.0)
-        accounts.create_token(session, "reader", "viewer", 1, TESTER)
-        accounts.create_user(session, "somebody", None, "viewer", TESTER)
-        secrets.set_secret(session, "API_KEY", "hidden", TESTER, settings)
-        secrets.grant(session, job.id, "API_KEY", TESTER)
-        return {
-            "job_id": job.id,
-            "execution_id": failed.id,
-            "number": 2,
-            "token": "none",
-            "title": "schedules",
-        }
-
-
-def _end(session: object, outcome: Outcome) -> None:
-    (run,) = lifecycle.claim(session, "tester:1:a", (), 1, 60.0)  # type: ignore[arg-type]
-    lifecycle.settle(session, [(run.claim, outcome)])  # type: ignore[arg-type]
-
 
 NOT_TEMPLATES = {"/jobs/{job_id}/versions/{number}/code"}
 """Files; the log is one, too, unless htmx asks."""
-ASKED = {
-    "/jobs/{job_id}/versions/compare": "?from=1&to=2",
-    "/jobs/preview": "?schedule_type=daily&time_of_day=02:30",
-}
 
 
 @pytest.mark.parametrize("part", [False, True], ids=["page", "part"])

@@ -518,3 +518,41 @@ def test_pages_work_without_scripts(browser: Browser, address: str) -> None:
     page.get_by_role("button", name="Save").click()
     expect(page.locator("pre")).to_contain_text("class B: pass")
     context.close()
+
+
+def test_code_can_be_read_where_a_comparison_marks_its_words() -> None:
+    """4.5:1 for every colour of code, on both marks, in both themes; comments take the colour of text there."""
+    style = (STATIC / "app.css").read_text()
+    pair = r"light-dark\((#\w{6}), (#\w{6})\)"
+    colours = _pairs(rf"--(hl-\w+|text): {pair}", style)
+    marks = _pairs(rf"\.diff (del|ins) \{{ background: {pair}", style)
+    assert len(marks) == 2
+    assert len(colours) > 8
+    del colours["hl-comment"]
+    assert ":is(del, ins) :is(.c, .c1, .ch, .cm, .cp, .cpf, .cs) { color: inherit; }" in style
+    weak = [
+        (name, mark, theme)
+        for name, colour in colours.items()
+        for mark, behind in marks.items()
+        for theme in (0, 1)
+        if _contrast(colour[theme], behind[theme]) < 4.5
+    ]
+    assert weak == []
+
+
+def _pairs(pattern: str, style: str) -> dict[str, tuple[str, str]]:
+    return {name: (light, dark) for name, light, dark in re.findall(pattern, style)}
+
+
+def _contrast(one: str, other: str) -> float:
+    """As WCAG 2 has it."""
+    dark, light = sorted((_luminance(one), _luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
