@@ -366,8 +366,9 @@ class Life:
             row["slots_until"] = text_of(missed[-1])
         self._put(row)
         self._count(job, now, "skipped", number)
-        for name in ("runs_skipped", "skipped_in_a_row"):
-            job.row[name] = job.row.get(name, 0) + number
+        job.row["runs_skipped"] = job.row.get("runs_skipped", 0) + number
+        if now > job.row.get("_resets", 0):  # else the run that is going on counts from none again
+            job.row["skipped_in_a_row"] = job.row.get("skipped_in_a_row", 0) + number
 
     # -- one attempt -----------------------------------------------------------------------------------------
 
@@ -478,7 +479,10 @@ class Life:
         for name, amount in grown.items():
             mine[name] = mine.get(name, 0) + int(amount)
         mine |= {"last_execution": row["id"], "last_status": status, "last_run_at": moment(started)}
-        mine["skipped_in_a_row"] = mine.get("skipped_in_a_row", 0) + 1 if status == "skipped" else 0
+        if status == "skipped":
+            mine["skipped_in_a_row"] = mine.get("skipped_in_a_row", 0) + 1
+        else:
+            mine |= {"skipped_in_a_row": 0, "_resets": ends}
         if again:
             return
         job.letters = (job.letters + LETTERS[Status(status)])[-BARS:]
