@@ -9,6 +9,7 @@ from datetime import timedelta
 from flask import Response, request, stream_with_context
 from sqlalchemy.orm import Session
 
+from ..core.choices import Role
 from ..services import lifecycle
 from ..store import figures, queries
 from ..store.keyset import Page
@@ -23,7 +24,7 @@ FOLLOW_SECONDS = 3600
 """A stream holds a thread of the server: one that is still growing after so long ends, and can be asked for again."""
 
 
-@route("GET /executions", role="viewer")
+@route("GET /executions", role=Role.VIEWER)
 def list_executions(call: Call, query: ExecutionsQuery) -> shapes.Page[shapes.Execution]:
     """List executions, the newest first; of certain statuses or times, those of the latest slots first."""
     wanted = ExecutionFilter(
@@ -39,38 +40,38 @@ def list_executions(call: Call, query: ExecutionsQuery) -> shapes.Page[shapes.Ex
     return _page(queries.executions(call.session, wanted, cursor=query.cursor, limit=query.limit))
 
 
-@route("GET /executions/running", role="viewer")
+@route("GET /executions/running", role=Role.VIEWER)
 def list_running(call: Call, query: ListQuery) -> shapes.Page[shapes.Execution]:
     """List what runs now."""
     return _page(queries.running(call.session, cursor=query.cursor, limit=query.limit))
 
 
-@route("GET /executions/pending", role="viewer")
+@route("GET /executions/pending", role=Role.VIEWER)
 def list_pending(call: Call, query: ListQuery) -> shapes.Page[shapes.Execution]:
     """List what waits, by the time it is due; last, what waits for something else."""
     return _page(queries.pending(call.session, cursor=query.cursor, limit=query.limit))
 
 
-@route("GET /executions/failed", role="viewer")
+@route("GET /executions/failed", role=Role.VIEWER)
 def list_failed(call: Call, query: FailedQuery) -> shapes.Page[shapes.Execution]:
     """List what failed, timed out or was lost in the last days, the latest first."""
     since = call.now - timedelta(days=query.days)
     return _page(queries.failed(call.session, since, cursor=query.cursor, limit=query.limit))
 
 
-@route("GET /executions/statistics", role="viewer")
+@route("GET /executions/statistics", role=Role.VIEWER)
 def execution_statistics(call: Call, query: DaysQuery) -> shapes.Statistics:
     """Runs of all jobs by day. Percentiles are those of single jobs only."""
     return shapes.Statistics.of(figures.global_statistics(call.session, query.days, call.now.date()))
 
 
-@route("GET /executions/{execution_id}", role="viewer")
+@route("GET /executions/{execution_id}", role=Role.VIEWER)
 def read_execution(call: Call, execution_id: int) -> shapes.ExecutionDetail:
     """Read an execution, with every attempt of its chain."""
     return execution_detail(call, execution_id)
 
 
-@route("GET /executions/{execution_id}/log", role="viewer", problems=(503,), text_too="text/plain")
+@route("GET /executions/{execution_id}/log", role=Role.VIEWER, problems=(503,), text_too="text/plain")
 def read_execution_log(call: Call, execution_id: int, query: LogQuery) -> shapes.Log | Response:
     """Read what an execution printed.
 
@@ -84,20 +85,20 @@ def read_execution_log(call: Call, execution_id: int, query: LogQuery) -> shapes
     return shapes.Log(text=part.text, cursor=part.cursor, finished=part.finished)
 
 
-@route("POST /executions/{execution_id}/cancel", role="operator", problems=(409,))
+@route("POST /executions/{execution_id}/cancel", role=Role.OPERATOR, problems=(409,))
 def cancel_execution(call: Call, execution_id: int, body: ReasonBody) -> shapes.ExecutionDetail:
     """Call off a pending run at once, or ask the worker of a running one to stop it."""
     lifecycle.cancel(call.session, execution_id, call.actor, body.reason)
     return execution_detail(call, execution_id)
 
 
-@route("POST /executions/{execution_id}/retry", role="operator", problems=(409,))
+@route("POST /executions/{execution_id}/retry", role=Role.OPERATOR, problems=(409,))
 def retry_execution(call: Call, execution_id: int) -> shapes.ExecutionDetail:
     """Skip the delay of a waiting retry: of this execution, or of the one that follows it."""
     return execution_detail(call, lifecycle.retry_now(call.session, execution_id, call.actor).id)
 
 
-@route("POST /executions/{execution_id}/rerun", role="operator", status=201, problems=(409, 429))
+@route("POST /executions/{execution_id}/rerun", role=Role.OPERATOR, status=201, problems=(409, 429))
 def rerun_execution(call: Call, execution_id: int, body: RerunBody) -> Answer[shapes.ExecutionDetail]:
     """Run an ended execution's slot again, with its parameters."""
     call.throttle_triggers()

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response
 
 from ..core import addresses
+from ..core.choices import Role
 from ..core.errors import Invalid, NotFound
 from ..core.states import FINAL, Status
 from ..core.zones import zone
@@ -62,7 +63,7 @@ MASKED_PATH = "/•••"
 # -- the list and one job ------------------------------------------------------------------------------------
 
 
-@route("GET /jobs", role="viewer")
+@route("GET /jobs", role=Role.VIEWER)
 def list_jobs(call: Call, query: JobsQuery) -> shapes.Page[shapes.Job]:
     """List jobs."""
     wanted = JobFilter(
@@ -82,7 +83,7 @@ def _parse(call: Call, body: NewJob | JobChanges) -> None:
         raise Invalid(wrong)
 
 
-@route("POST /jobs", role="editor", status=201, problems=(503,), beforehand=_parse)
+@route("POST /jobs", role=Role.EDITOR, status=201, problems=(503,), beforehand=_parse)
 def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
     """Create a job and the first version of its code.
 
@@ -93,13 +94,13 @@ def create_job(call: Call, body: NewJob) -> Answer[shapes.JobDetail]:
     return _created(call, job)
 
 
-@route("GET /jobs/{job_id}", role="viewer")
+@route("GET /jobs/{job_id}", role=Role.VIEWER)
 def read_job(call: Call, job_id: int) -> shapes.JobDetail:
     """Read a job."""
     return _detail(call, _manager(call).get(job_id))
 
 
-@route("PATCH /jobs/{job_id}", role="editor", problems=(409, 503), beforehand=_parse)
+@route("PATCH /jobs/{job_id}", role=Role.EDITOR, problems=(409, 503), beforehand=_parse)
 def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
     """Change some fields of a job, or its code.
 
@@ -112,19 +113,19 @@ def update_job(call: Call, job_id: int, body: JobChanges) -> shapes.JobDetail:
     return _detail(call, job)
 
 
-@route("DELETE /jobs/{job_id}", role="editor", status=204)
+@route("DELETE /jobs/{job_id}", role=Role.EDITOR, status=204)
 def delete_job(call: Call, job_id: int) -> None:
     """Delete a job. Its history stays, its name is free again."""
     _manager(call).delete(job_id)
 
 
-@route("POST /jobs/{job_id}/clone", role="editor", status=201)
+@route("POST /jobs/{job_id}/clone", role=Role.EDITOR, status=201)
 def clone_job(call: Call, job_id: int, body: CloneBody) -> Answer[shapes.JobDetail]:
     """Make a disabled copy of a job and its current code."""
     return _created(call, _manager(call).clone(job_id, body.name))
 
 
-@route("GET /dead-letters", role="viewer")
+@route("GET /dead-letters", role=Role.VIEWER)
 def list_dead_letters(call: Call, query: ListQuery) -> shapes.Page[shapes.Job]:
     """List the jobs in the dead letter queue, the newest first."""
     page = queries.jobs(
@@ -140,25 +141,25 @@ def list_dead_letters(call: Call, query: ListQuery) -> shapes.Page[shapes.Job]:
 # -- switching and running -----------------------------------------------------------------------------------
 
 
-@route("POST /jobs/{job_id}/enable", role="operator", problems=(409,))
+@route("POST /jobs/{job_id}/enable", role=Role.OPERATOR, problems=(409,))
 def enable_job(call: Call, job_id: int) -> shapes.JobDetail:
     """Let a job run again. Its next slot counts from now."""
     return _detail(call, _manager(call).enable(job_id))
 
 
-@route("POST /jobs/{job_id}/disable", role="operator")
+@route("POST /jobs/{job_id}/disable", role=Role.OPERATOR)
 def disable_job(call: Call, job_id: int, body: ReasonBody) -> shapes.JobDetail:
     """Stop a job. What is pending is cancelled, what runs goes on."""
     return _detail(call, _manager(call).disable(job_id, body.reason))
 
 
-@route("POST /jobs/{job_id}/recover", role="operator", problems=(409,))
+@route("POST /jobs/{job_id}/recover", role=Role.OPERATOR, problems=(409,))
 def recover_job(call: Call, job_id: int) -> shapes.JobDetail:
     """Take a job out of the dead letter queue and enable it."""
     return _detail(call, deadletters.recover(call.session, job_id, call.actor))
 
 
-@route("POST /jobs/{job_id}/rollback", role="editor", problems=(409,))
+@route("POST /jobs/{job_id}/rollback", role=Role.EDITOR, problems=(409,))
 def rollback_job(call: Call, job_id: int, body: RollbackBody) -> shapes.JobDetail:
     """Make an old version of a job's code current again."""
     manager = _manager(call)
@@ -170,7 +171,7 @@ def rollback_job(call: Call, job_id: int, body: RollbackBody) -> shapes.JobDetai
     return _detail(call, manager.get(job_id))
 
 
-@route("POST /jobs/{job_id}/trigger", role="operator", status=202, also=(200,), problems=(409, 429, 503))
+@route("POST /jobs/{job_id}/trigger", role=Role.OPERATOR, status=202, also=(200,), problems=(409, 429, 503))
 def trigger_job(
     call: Call, job_id: int, query: WaitQuery, body: TriggerBody
 ) -> Answer[shapes.ExecutionDetail]:
@@ -200,7 +201,7 @@ def trigger_job(
     return Answer(execution_detail(call, made.id), 202, headers, later=ended if query.wait else None)
 
 
-@route("POST /jobs/{job_id}/backfill", role="operator", problems=(409, 429))
+@route("POST /jobs/{job_id}/backfill", role=Role.OPERATOR, problems=(409, 429))
 def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill:
     """Run the slots of a time range that no run has completed, one after another."""
     if not body.dry_run:
@@ -222,7 +223,7 @@ def backfill_job(call: Call, job_id: int, body: BackfillBody) -> shapes.Backfill
     )
 
 
-@route("POST /jobs/bulk", role="operator", problems=(409, 429), steps=True)
+@route("POST /jobs/bulk", role=Role.OPERATOR, problems=(409, 429), steps=True)
 def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
     """Do one thing to several jobs.
 
@@ -249,21 +250,21 @@ def bulk_jobs(call: Call, body: BulkBody) -> shapes.Bulk:
 # -- files ---------------------------------------------------------------------------------------------------
 
 
-@route("GET /jobs/export", role="viewer", text_too=YAML)
+@route("GET /jobs/export", role=Role.VIEWER, text_too=YAML)
 def export_jobs(call: Call, query: ExportQuery) -> shapes.JobFile | Response:
     """Write jobs as a file that can be kept in git and imported again.
 
     With `format=yaml` as YAML for people. Addresses of webhooks are left out unless an editor asks for them.
     """
     if query.webhooks:
-        call.require("editor")
+        call.require(Role.EDITOR)
     document = transfer.export_jobs(call.session, query.id or None, webhooks=query.webhooks)
     if query.format == "yaml":
         return Response(transfer.to_yaml(document), mimetype=YAML)
     return shapes.JobFile.model_construct(**document)
 
 
-@route("POST /jobs/import", role="editor", problems=(409, 503), yaml_too=True, steps=True)
+@route("POST /jobs/import", role=Role.EDITOR, problems=(409, 503), yaml_too=True, steps=True)
 def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Import:
     """Make and change jobs until they are as a file has them; others stay as they are.
 
@@ -278,21 +279,21 @@ def import_jobs(call: Call, query: ImportQuery, body: ImportBody) -> shapes.Impo
 # -- figures and schedules -----------------------------------------------------------------------------------
 
 
-@route("GET /jobs/{job_id}/stats", role="viewer")
+@route("GET /jobs/{job_id}/stats", role=Role.VIEWER)
 def job_stats(call: Call, job_id: int, query: DaysQuery) -> shapes.Statistics:
     """Runs of a job by day, with durations."""
     _manager(call).get(job_id)
     return shapes.Statistics.of(figures.job_statistics(call.session, job_id, query.days, call.now.date()))
 
 
-@route("GET /jobs/{job_id}/upcoming", role="viewer")
+@route("GET /jobs/{job_id}/upcoming", role=Role.VIEWER)
 def job_upcoming(call: Call, job_id: int, query: CountQuery) -> shapes.Upcoming:
     """The next slots of a job."""
     found = upcoming.upcoming(call.session, _manager(call).get(job_id), query.count, call.now)
     return shapes.Upcoming(**asdict(found))
 
 
-@route("GET /jobs/{job_id}/why", role="viewer")
+@route("GET /jobs/{job_id}/why", role=Role.VIEWER)
 def job_why(call: Call, job_id: int) -> shapes.Why:
     """Why a job has not run, or what it waits for.
 
@@ -303,7 +304,7 @@ def job_why(call: Call, job_id: int) -> shapes.Why:
     return shapes.Why(verdict=found.verdict, reasons=reasons)
 
 
-@route("POST /schedules/preview", role="viewer", reads=True)
+@route("POST /schedules/preview", role=Role.VIEWER, reads=True)
 def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     """The next slots of a schedule that no job has yet.
 
@@ -324,7 +325,7 @@ def preview_schedule(call: Call, body: PreviewBody) -> shapes.Preview:
     )
 
 
-@route("POST /jobs/validate-code", role="viewer", reads=True, problems=(503,))
+@route("POST /jobs/validate-code", role=Role.VIEWER, reads=True, problems=(503,))
 def validate_code(call: Call, body: CodeBody) -> shapes.CodeCheck:
     """Whether code can be saved as a job. It is parsed, never run; code that costs too much to compile is 422."""
     found = checking.problems(body.code, call.actor)
@@ -355,7 +356,7 @@ def _detail(call: Call, job: CronJob) -> shapes.JobDetail:
 
 def _values(call: Call, job: CronJob, parents: list[int]) -> dict[str, Any]:
     values = views.for_programs(job, parents)
-    if values["slack_webhook"] and not accounts.allows(call.role, "editor"):
+    if values["slack_webhook"] and not accounts.allows(call.role, Role.EDITOR):
         # Whoever knows the address may post there.
         values["slack_webhook"] = _masked(values["slack_webhook"])
     return values

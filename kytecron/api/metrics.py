@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..core.choices import Role
 from ..core.schedule import TZDATA_VERSION
 from ..core.workers import WorkerState
 from ..services.registry import VERSION
@@ -25,7 +26,7 @@ from .bodies import read_query
 from .routing import Call, Nothing, caller
 
 PATH = "/metrics"
-ROLE = "viewer"
+ROLE = Role.VIEWER
 """Not open to whoever comes from this machine: behind a reverse proxy everybody does."""
 WORKERS_KNOWN = timedelta(hours=1)
 """A worker that vanished is told of for so long."""

@@ -13,13 +13,14 @@ from markupsafe import Markup, escape
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from ..core.choices import PUBLIC
 from ..core.untrusted import LARGEST
 from ..services import idempotency
 from . import shapes
 from .bodies import YAML
 from .conditions import REPLAYED
 from .errors import HTTP_ERRORS
-from .routing import PREFIX, PUBLIC, ROUTES, Route, summary
+from .routing import PREFIX, ROUTES, Route, summary
 
 REF = "#/components/schemas/"
 

@@ -1,6 +1,6 @@
 """A route of the API is declared once: its address, its role, and a function whose signature says the rest.
 
-    @route("GET /jobs/{job_id}/stats", role="viewer")
+    @route("GET /jobs/{job_id}/stats", role=Role.VIEWER)
     def job_stats(call: Call, job_id: int, query: DaysQuery) -> JobStats:
         \"\"\"Runs of a job by day.\"\"\"
 
@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.choices import Role, Source
+from ..core.choices import PUBLIC, Needed, Role, Source
 from ..core.errors import Forbidden, Invalid, NotFound
 from ..core.untrusted import LARGEST
 from ..requestdb import db
@@ -41,8 +41,6 @@ from .shapes import JobDetail
 ROOT = "/api"
 """Whoever asks for something below here is a program, whatever it takes for the version."""
 PREFIX = f"{ROOT}/v1"
-PUBLIC = "public"
-"""The role that the API's description needs: none."""
 
 View = TypeVar("View", bound=Callable[..., Any])
 Result = TypeVar("Result")
@@ -62,7 +60,7 @@ class Call:
     held: list[Seat] = field(default_factory=list)
     """Seats that are left when the request has been answered."""
 
-    def require(self, role: str) -> None:
+    def require(self, role: Role) -> None:
         """Raises Forbidden where what was asked for needs more than the route does."""
         if not accounts.allows(self.role, role):
             raise Forbidden(f"This needs the role {role}; the token has the role {self.role}")
@@ -100,7 +98,7 @@ class Route:
     method: str
     path: str
     """Below PREFIX, with its parameters in braces."""
-    role: str
+    role: Needed
     view: Callable[..., Any]
     numbers: tuple[str, ...]
     """Parameters in the path."""
@@ -145,7 +143,7 @@ ROUTES: list[Route] = []
 def route(
     rule: str,
     *,
-    role: str,
+    role: Needed,
     status: int = 200,
     also: tuple[int, ...] = (),
     problems: tuple[int, ...] = (),
@@ -165,7 +163,7 @@ def route(
             Route(
                 method=method,
                 path=path,
-                role=role if role == PUBLIC else Role(role),
+                role=role,
                 view=view,
                 numbers=tuple(re.findall(r"{(\w+)}", path)),
                 query=hints.get("query"),
@@ -290,7 +288,7 @@ class Nothing(BaseModel, extra="forbid"):
     """The query of a route that takes none."""
 
 
-def caller(role: str) -> Call:
+def caller(role: Needed) -> Call:
     """Who calls, if they have `role`. Raises Unauthorized and Forbidden."""
     session = db.session()
     settings: Settings = current_app.extensions["kytecron.settings"]

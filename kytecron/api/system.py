@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 from flask import Response, current_app, json, render_template, request
 
+from ..core.choices import PUBLIC, Role
 from ..services import lifecycle
 from ..store import queries
 from ..store.keyset import Page
@@ -14,37 +15,37 @@ from ..views import audit, runs, standing, workers
 from . import openapi, shapes
 from .executions import execution_detail
 from .inputs import AuditQuery, ListQuery, WorkersQuery
-from .routing import PUBLIC, Call, route
+from .routing import Call, route
 
 
-@route("GET /workers", role="viewer")
+@route("GET /workers", role=Role.VIEWER)
 def list_workers(call: Call, query: WorkersQuery) -> shapes.Workers:
     """List worker processes."""
     found = workers.workers(call.session, call.now, timedelta(hours=query.hours))
     return shapes.Workers(items=[shapes.Worker.of(one) for one in found])
 
 
-@route("GET /locks", role="viewer")
+@route("GET /locks", role=Role.VIEWER)
 def list_locks(call: Call, query: ListQuery) -> shapes.Page[shapes.Lock]:
     """List the runs that workers hold."""
     return _locks(queries.running(call.session, cursor=query.cursor, limit=query.limit), call.now)
 
 
-@route("GET /locks/stale", role="viewer")
+@route("GET /locks/stale", role=Role.VIEWER)
 def list_stale_locks(call: Call, query: ListQuery) -> shapes.Page[shapes.Lock]:
     """List the runs whose lease has ended. Any worker ends them as lost within seconds."""
     found = queries.stale_locks(call.session, call.now, cursor=query.cursor, limit=query.limit)
     return _locks(found, call.now)
 
 
-@route("POST /locks/{execution_id}/release", role="operator", problems=(409,))
+@route("POST /locks/{execution_id}/release", role=Role.OPERATOR, problems=(409,))
 def release_lock(call: Call, execution_id: int) -> shapes.ExecutionDetail:
     """Take a run from its worker. It ends as lost and is retried; a worker that lives is asked to stop it first."""
     lifecycle.release_lock(call.session, execution_id, call.actor)
     return execution_detail(call, execution_id)
 
 
-@route("GET /audit", role="admin")
+@route("GET /audit", role=Role.ADMIN)
 def list_audit(call: Call, query: AuditQuery) -> shapes.Page[shapes.AuditEntry]:
     """List who changed what, the newest first."""
     wanted = AuditFilter(**query.model_dump(exclude={"limit", "cursor"}))
@@ -54,7 +55,7 @@ def list_audit(call: Call, query: AuditQuery) -> shapes.Page[shapes.AuditEntry]:
     )
 
 
-@route("GET /stats", role="viewer")
+@route("GET /stats", role=Role.VIEWER)
 def read_stats(call: Call) -> shapes.Stats:
     """How things stand now."""
     return shapes.Stats.of(standing.standing(call.session, call.now))

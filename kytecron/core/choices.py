@@ -8,7 +8,7 @@ What an execution can be, and why it exists, is in `states`.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Final, Literal, Self
 
 
 class Policy(StrEnum):
@@ -84,6 +84,11 @@ class Role(StrEnum):
     OPERATOR = "operator"
     EDITOR = "editor"
     ADMIN = "admin"
+
+
+PUBLIC: Final = "public"
+"""What is needed for what anybody may see: signing in, the API's description."""
+Needed = Role | Literal["public"]
 
 
 class TokenKind(StrEnum):

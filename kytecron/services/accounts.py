@@ -49,9 +49,9 @@ FIRST_LINK_LIFETIME = timedelta(hours=24)
 MAX_TOKEN_DAYS = 3650
 
 
-def allows(role: str, needed: str) -> bool:
+def allows(role: str, needed: Role) -> bool:
     """Whether somebody with `role` may do what needs `needed`. An unknown role may do nothing."""
-    return role in ROLES and ROLES.index(Role(role)) >= ROLES.index(Role(needed))
+    return role in ROLES and ROLES.index(Role(role)) >= ROLES.index(needed)
 
 
 # -- users ---------------------------------------------------------------------------------------------------
@@ -478,7 +478,7 @@ def create_token(
     name = name.strip()
     if wrong := token_problems(name, role, expires_days):
         raise Invalid(wrong)
-    if not allows(creator_role, role):
+    if not allows(creator_role, Role(role)):
         raise Forbidden(f"A token cannot have a higher role than its maker's: {creator_role}")
     plain, now = "kyt_" + secrets.token_urlsafe(32), db.now(session)
     token = CronToken(

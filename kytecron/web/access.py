@@ -11,7 +11,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from ..config import Settings
 from ..core import addresses
-from ..core.choices import Role, Source
+from ..core.choices import PUBLIC, Needed, Role, Source
 from ..core.errors import Forbidden, Invalid
 from ..requestdb import db
 from ..services import accounts, throttle
@@ -20,20 +20,17 @@ from ..services.seats import Seat, Seats
 from ..store.models import CronUser
 from .render import is_htmx
 
-PUBLIC = "public"
-"""What views need that anybody may see: signing in."""
 TOKEN = "token"
 """Where the signed cookie keeps the session's token; the table of sessions keeps its hash."""
 
 View = TypeVar("View", bound=Callable[..., object])
 
 
-def needs(role: str) -> Callable[[View], View]:
-    """Declare the role that a view needs, or PUBLIC. Raises ValueError for what is neither."""
-    needed = role if role == PUBLIC else Role(role)
+def needs(role: Needed) -> Callable[[View], View]:
+    """Declare the role that a view needs, or PUBLIC."""
 
     def declare(view: View) -> View:
-        view.needs = needed  # type: ignore[attr-defined]
+        view.needs = role  # type: ignore[attr-defined]
         return view
 
     return declare
@@ -49,12 +46,12 @@ def area(name: str, import_name: str, url_prefix: str | None = None) -> Blueprin
 def _gate() -> AnyResponse | None:
     _refuse_nul()
     view = current_app.view_functions[request.endpoint or ""]
-    needed: str | None = getattr(view, "needs", None)
+    needed: Needed | None = getattr(view, "needs", None)
     identify()
-    if needed == PUBLIC:
-        return None
     if needed is None:
         raise Forbidden("This page does not say who may see it")
+    if needed == PUBLIC:
+        return None
     if g.user is None:
         return _to_sign_in()
     if not accounts.allows(g.user.role, needed):
@@ -100,7 +97,7 @@ def user() -> CronUser:
 def may(role: str) -> bool:
     """Whether whoever asks has at least this role; templates use it to offer only what will work."""
     person: CronUser | None = g.get("user")
-    return person is not None and accounts.allows(person.role, role)
+    return person is not None and accounts.allows(person.role, Role(role))
 
 
 def actor() -> Actor:

@@ -6,11 +6,12 @@ from flask import g, redirect, render_template, request, session, url_for
 from werkzeug.wrappers import Response
 
 from ..core.addresses import path_on_this_site
+from ..core.choices import PUBLIC, Role
 from ..core.errors import Forbidden, Invalid, TooManyRequests
 from ..services import accounts
 from ..views import people
 from . import access
-from .access import PUBLIC, TOKEN, needs
+from .access import TOKEN, needs
 from .render import done, go
 
 area = access.area("auth", __name__)
@@ -96,14 +97,14 @@ def sign_out() -> Response:
 
 
 @area.get("/account")
-@needs("viewer")
+@needs(Role.VIEWER)
 def account() -> str:
     """One's own password and sessions."""
     return _account()
 
 
 @area.post("/account/password")
-@needs("viewer")
+@needs(Role.VIEWER)
 def change_password() -> Response | tuple[str, int]:
     """Set one's own password; every other session of this account ends."""
     new = request.form.get("password", "")
@@ -124,7 +125,7 @@ def change_password() -> Response | tuple[str, int]:
 
 
 @area.post("/account/sessions/<token_hash>/end")
-@needs("viewer")
+@needs(Role.VIEWER)
 def end_session(token_hash: str) -> Response:
     """End another session of one's own."""
     accounts.end_session(access.database(), access.user().id, token_hash, access.actor())

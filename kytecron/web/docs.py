@@ -20,6 +20,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.util import ClassNotFound
 
 from ..config import PARTS
+from ..core.choices import Role
 from ..core.errors import NotFound
 from . import access
 from .access import needs
@@ -72,7 +73,7 @@ class Document:
 
 
 @area.get("")
-@needs("viewer")
+@needs(Role.VIEWER)
 def index() -> str:
     """What there is to read."""
     titles = {name: document(name).title for name in NAMES}
@@ -80,7 +81,7 @@ def index() -> str:
 
 
 @area.get("/<title>")
-@needs("viewer")
+@needs(Role.VIEWER)
 def show(title: str) -> str:
     """One document."""
     return render_template("docs/page.html", document=document(title))

@@ -15,6 +15,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import diff
 from ..core import words as labels
 from ..core.ansi import advance
+from ..core.choices import Role
 from ..core.errors import NotFound, Unreadable
 from ..core.states import UNSUCCESSFUL, Status
 from ..services import lifecycle, versions, why
@@ -47,14 +48,14 @@ STATUSES = [*labels.STATUSES.items(), ("unsuccessful", "Unsuccessful")]
 
 
 @area.get("/executions")
-@needs("viewer")
+@needs(Role.VIEWER)
 def index() -> Response:
     """Runs of all jobs."""
     return _list("executions/list.html", None)
 
 
 @area.get("/jobs/<int:job_id>/executions")
-@needs("viewer")
+@needs(Role.VIEWER)
 def of_job(job_id: int) -> Response:
     """Runs of one job."""
     return _list("executions/of_job.html", read_job(access.database(), job_id))
@@ -137,7 +138,7 @@ class Comparison:
 
 
 @area.get("/executions/<int:execution_id>")
-@needs("viewer")
+@needs(Role.VIEWER)
 def show(execution_id: int) -> Response:
     """One run and everything it left. Its state is a region; its log appends itself."""
     session = access.database()
@@ -211,7 +212,7 @@ class Log:
 
 
 @area.get("/executions/<int:execution_id>/log")
-@needs("viewer")
+@needs(Role.VIEWER)
 def log(execution_id: int) -> AnyResponse:
     """For htmx the next piece of the output; for anybody else all of it, as a file."""
     session = access.database()
@@ -309,7 +310,7 @@ def _download(session: Session, execution_id: int) -> Response:
 
 
 @area.post("/executions/<int:execution_id>/cancel")
-@needs("operator")
+@needs(Role.OPERATOR)
 def cancel(execution_id: int) -> AnyResponse:
     """Stop a run, or call it off before it starts."""
     run = lifecycle.cancel(access.database(), execution_id, access.actor())
@@ -317,7 +318,7 @@ def cancel(execution_id: int) -> AnyResponse:
 
 
 @area.post("/executions/<int:execution_id>/retry")
-@needs("operator")
+@needs(Role.OPERATOR)
 def retry(execution_id: int) -> AnyResponse:
     """Start the waiting retry at once."""
     run = lifecycle.retry_now(access.database(), execution_id, access.actor())
@@ -325,7 +326,7 @@ def retry(execution_id: int) -> AnyResponse:
 
 
 @area.post("/executions/<int:execution_id>/rerun")
-@needs("operator")
+@needs(Role.OPERATOR)
 def rerun(execution_id: int) -> AnyResponse:
     """Run the same slot again, on the current version or on the one it had."""
     same = request.form.get("version") == "same"

@@ -9,22 +9,23 @@ from typing import Any
 
 from flask import Flask, g, request, url_for
 
+from ..core.choices import Role
 from ..core.untrusted import visible
 from ..store import figures
 from . import access, once, words
 
 NAV = (
-    ("home.index", "Dashboard", "house", "viewer", ""),
-    ("jobs.index", "Jobs", "calendar-clock", "viewer", ""),
-    ("executions.index", "Executions", "activity", "viewer", ""),
-    ("system.dead_letters", "Dead letters", "inbox", "viewer", ""),
-    ("system.workers", "Workers", "server", "viewer", "System"),
-    ("system.storage", "Storage", "database", "viewer", ""),
-    ("people.index", "Users and tokens", "users", "admin", ""),
-    ("secrets.index", "Secrets", "lock", "admin", ""),
-    ("system.audit", "Audit log", "history", "admin", ""),
-    ("settings.index", "Settings", "settings", "admin", ""),
-    ("docs.index", "Documentation", "circle-help", "viewer", ""),
+    ("home.index", "Dashboard", "house", Role.VIEWER, ""),
+    ("jobs.index", "Jobs", "calendar-clock", Role.VIEWER, ""),
+    ("executions.index", "Executions", "activity", Role.VIEWER, ""),
+    ("system.dead_letters", "Dead letters", "inbox", Role.VIEWER, ""),
+    ("system.workers", "Workers", "server", Role.VIEWER, "System"),
+    ("system.storage", "Storage", "database", Role.VIEWER, ""),
+    ("people.index", "Users and tokens", "users", Role.ADMIN, ""),
+    ("secrets.index", "Secrets", "lock", Role.ADMIN, ""),
+    ("system.audit", "Audit log", "history", Role.ADMIN, ""),
+    ("settings.index", "Settings", "settings", Role.ADMIN, ""),
+    ("docs.index", "Documentation", "circle-help", Role.VIEWER, ""),
 )
 """Endpoint, label, icon, the role it needs, and the heading above it, if any."""
 KEYS = {"system.dead_letters": "g l", "system.workers": "g w"}

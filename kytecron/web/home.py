@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from flask import Response
 
+from ..core.choices import Role
 from ..services import deadletters
 from ..store import db, queries
 from ..views import jobs, runs
@@ -35,7 +36,7 @@ PLACES: dict[Place, tuple[str, dict[str, str]]] = {
 
 
 @area.get("/")
-@needs("viewer")
+@needs(Role.VIEWER)
 def index() -> Response:
     """The dashboard."""
     session = access.database()

@@ -13,6 +13,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import diff
+from ..core.choices import Role
 from ..core.errors import Conflict, Invalid, Unreadable
 from ..core.fields import DEFAULTS, FIELDS, LABELS, Group, Kind, by_label, in_group
 from ..core.source import Problem
@@ -49,7 +50,7 @@ PARENT_CHOICES = 8
 
 
 @area.get("/new")
-@needs("editor")
+@needs(Role.EDITOR)
 def new() -> str:
     """An empty form, with code that would work."""
     values = shown(DEFAULTS | {"name": "", "schedule_type": "interval", "interval_seconds": 60})
@@ -57,7 +58,7 @@ def new() -> str:
 
 
 @area.post("/new")
-@needs("editor")
+@needs(Role.EDITOR)
 @takes(CODE)
 def create() -> AnyResponse | tuple[str, int]:
     """Create job, or show the form again with what is wrong beside each field and nothing lost."""
@@ -71,7 +72,7 @@ def create() -> AnyResponse | tuple[str, int]:
 
 
 @area.get("/<int:job_id>/edit")
-@needs("editor")
+@needs(Role.EDITOR)
 def edit(job_id: int) -> str:
     """The form with what the job is now, and the states it started from: saving over a newer one is refused."""
     session = access.database()
@@ -88,7 +89,7 @@ def edit(job_id: int) -> str:
 
 
 @area.post("/<int:job_id>/edit")
-@needs("editor")
+@needs(Role.EDITOR)
 @takes(CODE)
 def update(job_id: int) -> AnyResponse | tuple[str, int]:
     """Save settings and code together, or show the form again."""
@@ -144,7 +145,7 @@ def _saved(job: CronJob, what: str) -> AnyResponse:
 
 
 @area.get("/preview")
-@needs("viewer")
+@needs(Role.VIEWER)
 def preview() -> Response:
     """What the schedule in the form will do: the sentence, the next slots, what may surprise."""
     fields = given(request.args)
@@ -169,7 +170,7 @@ def _known_of_job(session: Session, now: datetime) -> tuple[float | None, int]:
 
 
 @area.post("/check-code")
-@needs("editor")
+@needs(Role.EDITOR)
 @takes(CODE)
 def check_code() -> Response:
     """The problems of some code, for the editor's margin."""
@@ -191,7 +192,7 @@ def check_code() -> Response:
 
 
 @area.get("/parents")
-@needs("editor")
+@needs(Role.EDITOR)
 def parents() -> str:
     """Jobs to choose parents from: the chosen ones, and those whose name matches."""
     return render_template(

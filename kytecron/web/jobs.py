@@ -12,6 +12,7 @@ from markupsafe import Markup
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import words as labels
+from ..core.choices import Role
 from ..core.errors import Invalid
 from ..core.states import FINAL
 from ..services import deadletters, versions, why
@@ -56,7 +57,7 @@ RESULTS = [
 
 
 @area.get("")
-@needs("viewer")
+@needs(Role.VIEWER)
 def index() -> Response:
     """Jobs by what is asked for."""
     session = access.database()
@@ -103,7 +104,7 @@ def _row_html(job: views.JobView, role: str, script_root: str) -> Markup:
 
 
 @area.get("/<int:job_id>")
-@needs("viewer")
+@needs(Role.VIEWER)
 def show(job_id: int) -> Response:
     """How a job is doing and what it is set to do."""
     session = access.database()
@@ -141,7 +142,7 @@ def _columns(days: list[tuple[date, figures.Figures]]) -> list[dict[str, Any]]:
 
 
 @area.get("/<int:job_id>/code")
-@needs("viewer")
+@needs(Role.VIEWER)
 def code(job_id: int) -> str | AnyResponse:
     """The current version's source."""
     session = access.database()
@@ -168,7 +169,7 @@ def manager() -> CronJobManager:
 
 
 @area.get("/<int:job_id>/trigger")
-@needs("operator")
+@needs(Role.OPERATOR)
 def trigger_form(job_id: int) -> str:
     """Parameters and a note for a run by hand."""
     return _trigger_form(job_id, {}, {})
@@ -186,7 +187,7 @@ def _trigger_form(job_id: int, given: dict[str, str], errors: dict[str, str]) ->
 
 
 @area.post("/<int:job_id>/trigger")
-@needs("operator")
+@needs(Role.OPERATOR)
 @takes(LONG)
 def trigger(job_id: int) -> AnyResponse | tuple[str, int]:
     """Run a job now. From a list one stays there; from the job or the form one sees the run."""
@@ -222,7 +223,7 @@ def _version(text: str) -> int | None:
 
 
 @area.post("/<int:job_id>/enable")
-@needs("operator")
+@needs(Role.OPERATOR)
 def enable(job_id: int) -> AnyResponse:
     """Let it run again."""
     job = manager().enable(job_id)
@@ -230,7 +231,7 @@ def enable(job_id: int) -> AnyResponse:
 
 
 @area.post("/<int:job_id>/disable")
-@needs("operator")
+@needs(Role.OPERATOR)
 def disable(job_id: int) -> AnyResponse:
     """Stop scheduling it."""
     job = manager().disable(job_id, request.form.get("reason", ""))
@@ -238,7 +239,7 @@ def disable(job_id: int) -> AnyResponse:
 
 
 @area.post("/<int:job_id>/recover")
-@needs("operator")
+@needs(Role.OPERATOR)
 def recover(job_id: int) -> AnyResponse:
     """Take it out of the dead letter queue."""
     job = deadletters.recover(access.database(), job_id, access.actor())
@@ -246,7 +247,7 @@ def recover(job_id: int) -> AnyResponse:
 
 
 @area.post("/<int:job_id>/clone")
-@needs("editor")
+@needs(Role.EDITOR)
 def clone(job_id: int) -> AnyResponse:
     """A disabled copy, opened for editing."""
     copy_id = once(lambda: manager().clone(job_id).id)
@@ -259,7 +260,7 @@ def clone(job_id: int) -> AnyResponse:
 
 
 @area.post("/<int:job_id>/delete")
-@needs("editor")
+@needs(Role.EDITOR)
 def delete(job_id: int) -> AnyResponse:
     """Delete it; its history stays."""
     job = manager().delete(job_id)
@@ -267,7 +268,7 @@ def delete(job_id: int) -> AnyResponse:
 
 
 @area.post("/<int:job_id>/rollback")
-@needs("editor")
+@needs(Role.EDITOR)
 def rollback(job_id: int) -> AnyResponse:
     """Make an old version current again."""
     number = _version(request.form.get("version", ""))

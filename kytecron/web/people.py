@@ -7,6 +7,7 @@ from typing import Any
 from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..core.choices import Role
 from ..core.errors import Invalid
 from ..services import accounts
 from ..store import db
@@ -19,7 +20,7 @@ area = access.area("people", __name__)
 
 
 @area.get("/users")
-@needs("admin")
+@needs(Role.ADMIN)
 def index() -> str:
     """Who may sign in, and which programs may."""
     return _page()
@@ -39,7 +40,7 @@ def _page(**more: Any) -> str:
 
 
 @area.post("/users")
-@needs("admin")
+@needs(Role.ADMIN)
 def create() -> AnyResponse | tuple[str, int]:
     """A new user: with a password, or with a link that lets them choose one."""
     typed = {name: request.form.get(name, "").strip() for name in ("username", "role")}
@@ -57,7 +58,7 @@ def create() -> AnyResponse | tuple[str, int]:
 
 
 @area.post("/users/<int:user_id>/link")
-@needs("admin")
+@needs(Role.ADMIN)
 def link(user_id: int) -> str:
     """A one-time link for somebody without a password, or throttled."""
     return _link_for(accounts.get_user(access.database(), user_id).username)
@@ -71,7 +72,7 @@ def _link_for(username: str) -> str:
 
 
 @area.post("/users/<int:user_id>/role")
-@needs("admin")
+@needs(Role.ADMIN)
 def set_role(user_id: int) -> AnyResponse:
     """Give a user another role."""
     user = accounts.set_role(access.database(), user_id, request.form.get("role", ""), access.actor())
@@ -79,7 +80,7 @@ def set_role(user_id: int) -> AnyResponse:
 
 
 @area.post("/users/<int:user_id>/enable")
-@needs("admin")
+@needs(Role.ADMIN)
 def enable(user_id: int) -> AnyResponse:
     """Let a user in again."""
     user = accounts.set_enabled(access.database(), user_id, True, access.actor())
@@ -87,7 +88,7 @@ def enable(user_id: int) -> AnyResponse:
 
 
 @area.post("/users/<int:user_id>/disable")
-@needs("admin")
+@needs(Role.ADMIN)
 def disable(user_id: int) -> AnyResponse:
     """Lock a user out."""
     user = accounts.set_enabled(access.database(), user_id, False, access.actor())
@@ -97,7 +98,7 @@ def disable(user_id: int) -> AnyResponse:
 
 
 @area.post("/users/<int:user_id>/end-sessions")
-@needs("admin")
+@needs(Role.ADMIN)
 def end_sessions(user_id: int) -> AnyResponse:
     """Sign a user out everywhere."""
     session = access.database()
@@ -108,7 +109,7 @@ def end_sessions(user_id: int) -> AnyResponse:
 
 
 @area.post("/users/<int:user_id>/delete")
-@needs("admin")
+@needs(Role.ADMIN)
 def delete(user_id: int) -> AnyResponse:
     """Remove a user."""
     accounts.delete_user(access.database(), user_id, access.actor())
@@ -116,7 +117,7 @@ def delete(user_id: int) -> AnyResponse:
 
 
 @area.post("/tokens")
-@needs("admin")
+@needs(Role.ADMIN)
 def create_token() -> tuple[str, int]:
     """A new API token, shown this once."""
     typed = {name: request.form.get(name, "").strip() for name in ("name", "token_role", "expires_days")}
@@ -144,7 +145,7 @@ def _days(text: str) -> int | None:
 
 
 @area.post("/tokens/<int:token_id>/revoke")
-@needs("admin")
+@needs(Role.ADMIN)
 def revoke_token(token_id: int) -> AnyResponse:
     """End a token."""
     token = accounts.revoke_token(access.database(), token_id, access.actor())

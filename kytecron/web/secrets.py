@@ -7,6 +7,7 @@ from typing import Any
 from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..core.choices import Role
 from ..core.errors import Invalid, NotFound
 from ..services import secrets
 from ..services.jobs import find
@@ -20,7 +21,7 @@ area = access.area("secrets", __name__, "/secrets")
 
 
 @area.get("")
-@needs("admin")
+@needs(Role.ADMIN)
 def index() -> str:
     """The names, and the jobs that each is granted to."""
     return _page()
@@ -37,7 +38,7 @@ def _page(errors: dict[str, str] | None = None, typed: str = "") -> str:
 
 
 @area.post("")
-@needs("admin")
+@needs(Role.ADMIN)
 @takes(LONG)
 def store() -> AnyResponse | tuple[str, int]:
     """Store a value under a name, or replace the one that it has. What was typed is not shown again."""
@@ -51,7 +52,7 @@ def store() -> AnyResponse | tuple[str, int]:
 
 
 @area.post("/<name>/delete")
-@needs("admin")
+@needs(Role.ADMIN)
 def delete(name: str) -> AnyResponse:
     """Remove a secret and its grants."""
     secrets.delete_secret(access.database(), name, access.actor())
@@ -59,7 +60,7 @@ def delete(name: str) -> AnyResponse:
 
 
 @area.post("/<name>/grant")
-@needs("admin")
+@needs(Role.ADMIN)
 def grant(name: str) -> AnyResponse:
     """Let a job, given by its name, read a secret."""
     session, wanted = access.database(), request.form.get("job", "").strip()
@@ -71,7 +72,7 @@ def grant(name: str) -> AnyResponse:
 
 
 @area.post("/<name>/revoke/<int:job_id>")
-@needs("admin")
+@needs(Role.ADMIN)
 def revoke(name: str, job_id: int) -> AnyResponse:
     """Take a secret from a job."""
     secrets.revoke(access.database(), job_id, name, access.actor())

@@ -7,6 +7,7 @@ from typing import Any
 from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..core.choices import Role
 from ..core.errors import Invalid
 from ..services import notify, throttle
 from ..services.showing import shown
@@ -22,7 +23,7 @@ TESTS_PER_MINUTE = 10
 
 
 @area.get("")
-@needs("admin")
+@needs(Role.ADMIN)
 def index() -> str:
     """Every setting, with what is secret left out."""
     return _page()
@@ -40,7 +41,7 @@ def _page(**more: Any) -> str:
 
 
 @area.post("/test-message")
-@needs("admin")
+@needs(Role.ADMIN)
 def test_message() -> AnyResponse | tuple[str, int]:
     """Send a message by a channel now, and tell how it went."""
     typed = {name: request.form.get(name, "").strip() for name in ("channel", "target")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Response, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from ..core.choices import Role
 from ..services import deadletters, lifecycle, versions
 from ..store import db, queries
 from ..views import jobs, runs
@@ -20,7 +21,7 @@ PAGE = 50
 
 
 @area.get("/dead-letters")
-@needs("viewer")
+@needs(Role.VIEWER)
 def dead_letters() -> Response:
     """Jobs whose retries are exhausted."""
     found = jobs.views(deadletters.dead_letters(access.database()))
@@ -28,7 +29,7 @@ def dead_letters() -> Response:
 
 
 @area.post("/dead-letters/recover")
-@needs("operator")
+@needs(Role.OPERATOR)
 def recover() -> AnyResponse:
     """Recover the chosen jobs, or all of them."""
     chosen = None if request.form.get("which") == "all" else request.form.getlist("ids", type=int)
@@ -46,7 +47,7 @@ def recover() -> AnyResponse:
 
 
 @area.get("/workers")
-@needs("viewer")
+@needs(Role.VIEWER)
 def workers() -> Response:
     """Who works, and who holds what."""
     session = access.database()
@@ -60,7 +61,7 @@ def workers() -> Response:
 
 
 @area.post("/locks/<int:execution_id>/release")
-@needs("operator")
+@needs(Role.OPERATOR)
 def release(execution_id: int) -> AnyResponse:
     """Take a run from its worker: it counts as lost and is retried."""
     run = lifecycle.release_lock(access.database(), execution_id, access.actor())
@@ -68,7 +69,7 @@ def release(execution_id: int) -> AnyResponse:
 
 
 @area.get("/audit")
-@needs("admin")
+@needs(Role.ADMIN)
 def audit() -> Response:
     """Who changed what."""
     names = ("actor", "action", "subject_type", "subject_id")
@@ -92,7 +93,7 @@ def audit() -> Response:
 
 
 @area.get("/storage")
-@needs("viewer")
+@needs(Role.VIEWER)
 def storage() -> str:
     """What the versions' code takes up, and what sharing saves."""
     return render_template("system/storage.html", stats=versions.content_stats(access.database()))

@@ -7,6 +7,7 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Response as AnyResponse
 
 from ..core import diff
+from ..core.choices import Role
 from ..core.errors import Invalid
 from ..services import versions
 from ..services.versions import read_job
@@ -26,7 +27,7 @@ MAX_ROWS = 4000
 
 
 @area.get("")
-@needs("viewer")
+@needs(Role.VIEWER)
 def index(job_id: int) -> str:
     """The history, newest first."""
     session = access.database()
@@ -44,7 +45,7 @@ def index(job_id: int) -> str:
 
 
 @area.get("/<int:number>")
-@needs("viewer")
+@needs(Role.VIEWER)
 def show(job_id: int, number: int) -> str:
     """One version's source."""
     session = access.database()
@@ -61,7 +62,7 @@ def show(job_id: int, number: int) -> str:
 
 
 @area.get("/<int:number>/code")
-@needs("viewer")
+@needs(Role.VIEWER)
 def download(job_id: int, number: int) -> Response:
     """One version's source as a file."""
     response = make_response(versions.source_of(access.database(), job_id, number))
@@ -71,7 +72,7 @@ def download(job_id: int, number: int) -> Response:
 
 
 @area.get("/compare")
-@needs("viewer")
+@needs(Role.VIEWER)
 def compare(job_id: int) -> str | AnyResponse:
     """Two versions side by side."""
     session = access.database()

@@ -7,7 +7,8 @@ import re
 import pytest
 from flask import Flask
 
-from kytecron.api.routing import PREFIX, PUBLIC, ROUTES
+from kytecron.api.routing import PREFIX, ROUTES
+from kytecron.core.choices import PUBLIC
 from kytecron.requestdb import db
 from kytecron.services import accounts
 from kytecron.services.audit import Actor

@@ -13,8 +13,9 @@ import pytest
 from flask import Flask
 
 from kytecron.api import errors, openapi
-from kytecron.api.routing import PUBLIC, ROUTES
+from kytecron.api.routing import ROUTES
 from kytecron.config import ROOT, Settings
+from kytecron.core.choices import PUBLIC
 from kytecron.services.throttle import TRIGGERS_PER_MINUTE
 from tests.servers import serving
 from tests.workers import working

@@ -14,7 +14,8 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from kytecron.api.routing import PUBLIC, ROUTES
+from kytecron.api.routing import ROUTES
+from kytecron.core.choices import PUBLIC
 from kytecron.services import throttle
 from kytecron.store.models import CronToken
 

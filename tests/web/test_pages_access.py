@@ -10,6 +10,7 @@ import pytest
 from flask import Flask
 
 from kytecron.core.addresses import path_on_this_site
+from kytecron.core.choices import PUBLIC
 from kytecron.core.errors import Forbidden
 from kytecron.core.states import Status
 from kytecron.services import accounts, lifecycle, throttle
@@ -58,7 +59,7 @@ def rules(app: Flask) -> list[tuple[str, str, str]]:
 
 
 def test_every_route_says_who_may_use_it(app: Flask) -> None:
-    assert {role for _, _, role in rules(app)} <= {*accounts.ROLES, access.PUBLIC}
+    assert {role for _, _, role in rules(app)} <= {*accounts.ROLES, PUBLIC}
 
 
 def test_no_route_is_outside_of_what_is_guarded(app: Flask) -> None:
@@ -85,7 +86,7 @@ def test_each_role_reaches_what_it_may_and_nothing_else(app: Flask, visitors: di
     wrong = []
     for method, path, needed in rules(app):
         for role, visitor in visitors.items():
-            if needed == access.PUBLIC or (method == "POST" and accounts.allows(role, needed)):
+            if needed == PUBLIC or (method == "POST" and accounts.allows(role, needed)):
                 continue  # what actions do has its own tests
             answer = visitor.client.open(
                 path,
