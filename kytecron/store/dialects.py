@@ -1025,6 +1025,25 @@ def _likelihood(element: Rare, compiler: Any, **options: Any) -> str:
     return f"likelihood({compiler.process(element.clauses, **options)}, 0.000001)"
 
 
+class Searched(FunctionElement[str]):
+    """A text in which somebody searches without regard to case."""
+
+    type = sa.String()
+    name = "searched"
+    inherit_cache = True
+
+
+@compiles(Searched)
+def _as_it_is(element: Searched, compiler: Any, **options: Any) -> str:
+    return str(compiler.process(element.clauses, **options))
+
+
+@compiles(Searched, "postgresql")
+def _in_its_language(element: Searched, compiler: Any, **options: Any) -> str:
+    # Byte by byte, only the letters from A to Z would have a case.
+    return f'({compiler.process(element.clauses, **options)} COLLATE "default")'
+
+
 class Total(FunctionElement[int]):
     """The sum of a column of whole numbers, over many rows."""
 

@@ -21,6 +21,7 @@ from ..core.states import FINAL, UNSUCCESSFUL, Status
 from ..core.untrusted import LARGEST
 from . import dialects
 from .claims import ON_SCHEDULE
+from .dialects import Searched
 from .keyset import Key, Order, Page
 from .models import (
     ENABLED,
@@ -123,8 +124,8 @@ def _job_conditions(wanted: JobFilter) -> list[Any]:
     if wanted.q:
         conditions.append(
             sa.or_(
-                JOB.c.name.icontains(wanted.q, autoescape=True),
-                JOB.c.description.icontains(wanted.q, autoescape=True),
+                Searched(JOB.c.name).icontains(wanted.q, autoescape=True),
+                Searched(JOB.c.description).icontains(wanted.q, autoescape=True),
             )
         )
     if wanted.status:
@@ -419,10 +420,13 @@ def _matches(window: Any, conditions: list[Any], text: str | None) -> Any:
     matches = sa.select(RUN.c.id).join(within, within.c.id == RUN.c.id).where(*conditions)
     if not text:
         return matches
-    own = sa.or_(RUN.c.error.icontains(text, autoescape=True), RUN.c.output.icontains(text, autoescape=True))
+    own = sa.or_(
+        Searched(RUN.c.error).icontains(text, autoescape=True),
+        Searched(RUN.c.output).icontains(text, autoescape=True),
+    )
     # Joined from the window on, so that no plan begins with all the output there is.
     pieces = matches.join(OUTPUT, OUTPUT.c.execution == RUN.c.id).where(
-        OUTPUT.c.text.icontains(text, autoescape=True)
+        Searched(OUTPUT.c.text).icontains(text, autoescape=True)
     )
     found = sa.union(matches.where(own), pieces).subquery("found")
     return sa.select(RUN.c.id).join(found, found.c.id == RUN.c.id)

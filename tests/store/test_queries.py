@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.core.errors import Invalid, NotFound
 from kytecron.core.statistics import bucket
-from kytecron.store import figures, queries
+from kytecron.store import db, figures, queries
 from kytecron.store.models import (
     CronAudit,
     CronJob,
@@ -518,3 +518,23 @@ def test_changes_are_listed_newest_first(session: Session) -> None:
         session, AuditFilter(at_from=NOON + timedelta(hours=1), at_to=NOON + timedelta(hours=3))
     )
     assert [row.subject_id for row in some.items] == ["2", "1"]
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+    ],
+)
+def test_servers_find_letters_of_every_language_whatever_their_case(
+    database: str, request: pytest.FixtureRequest
+) -> None:
+    """SQLite knows the case of A to Z alone."""
+    engine = db.make_engine(request.getfixturevalue(f"{database}_settings"))
+    with db.make_sessions(engine)() as session:
+        job = add_job(session, "Grüße aus Łódź")
+        for part in ("GRÜ", "łÓDŹ", "aus"):
+            assert [found.id for found in queries.jobs(session, JobFilter(q=part)).items] == [job.id]
+        assert queries.jobs(session, JobFilter(q="grue")).items == []
+    engine.dispose()
