@@ -28,6 +28,7 @@ from kytecron.core.schedule import Schedule
 from kytecron.engine.main import _parser
 from kytecron.engine.server import KEPT_VARIABLES
 from kytecron.services.jobs import CronJobManager, parents_of
+from kytecron.store import db
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEPLOY = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
@@ -216,6 +217,18 @@ def test_the_parts_of_the_compose_example_fit_together() -> None:
     services = compose["services"]
     for service in services.values():
         assert set(service.get("depends_on", ())) <= services.keys()
+    databases = {name for name, service in services.items() if service.get("profiles") == [name]}
+    assert databases == {"mariadb", "postgresql"}
+    assert {
+        name for name, how in services["migrate"]["depends_on"].items() if not how["required"]
+    } == databases
+    address = services["web"]["environment"]["KYTECRON_DATABASE_URL"]
+    for name in databases:
+        chosen = re.sub(r"\$\{COMPOSE_PROFILES[^}]*\}", name, address).replace(
+            "${DATABASE_PASSWORD}", "Sesame1"
+        )
+        url = db.make_engine(Settings(database_url=chosen)).url
+        assert (url.get_backend_name(), url.host, url.password) == (name, name, "Sesame1")
     words = shlex.split(services["worker"]["command"])
     assert words[:4] == ["python", "-s", "-P", "worker.py"]
     _parser().parse_args(words[4:])
