@@ -332,9 +332,11 @@ def prune(yes: bool, as_json: bool) -> None:
         f"versions beyond {chosen.retention_versions} of a job, and what else has had its time?",
         yes,
     )
-    removed = retention.prune(
-        database.make_sessions(console.installation().engine), chosen, actor=console.actor()
-    )
+    sessions, removed, more = database.make_sessions(console.installation().engine), Counter[str](), True
+    while more:
+        part = retention.prune(sessions, chosen, actor=console.actor())
+        removed.update(part)
+        more = retention.is_cut_short(part)
     if as_json:
         console.print_json(removed)
     else:

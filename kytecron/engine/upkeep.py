@@ -85,12 +85,17 @@ class Upkeep:
         return notify.deliver(self._sessions, self._settings, self._worker_id, 20) > 0
 
     def clean(self) -> bool:
-        """Remove rows that are older than the settings keep, once they are counted as this release counts."""
+        """Remove rows that are older than the settings keep, once they are counted as this release counts.
+
+        Returns whether there are more.
+        """
         if counted := recount.recount(self._sessions):
             log.info("the kept runs of %d jobs were counted into chains", counted)
         removed = {
-            what: count for what, count in retention.prune(self._sessions, self._settings).items() if count
+            what: count
+            for what, count in retention.prune(self._sessions, self._settings, batch=retention.BATCH).items()
+            if count
         }
         if removed:
             log.info("retention removed %s", removed)
-        return False
+        return retention.is_cut_short(removed, retention.BATCH)

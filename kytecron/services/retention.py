@@ -40,8 +40,13 @@ AUDIT_DAYS = 400
 LINK_DAYS = 1
 HISTORY = ("executions", "versions", "messages", "audit")
 """What the audit log tells of; sessions, links, throttles and keys only end."""
+BATCH = 500
+"""Rows to a transaction."""
 MAX_BATCHES = 200
-"""Of one kind in one call: the first call on a large old database must come to an end, too. The next goes on."""
+"""So many batches' worth of rows of one kind in one call: one on a large old database must come to an end, too.
+
+Rows count and not batches, which are as many as there are jobs, however little each of these has to remove.
+"""
 
 Sessions = Callable[[], Session]
 
@@ -50,7 +55,7 @@ def prune(
     sessions: Sessions,
     settings: Settings,
     now: datetime | None = None,
-    batch: int = 500,
+    batch: int = BATCH,
     actor: Actor = audit.WORKER,
 ) -> dict[str, int]:
     """Remove what is older than the settings say, `batch` rows to a transaction; returns how many of each kind.
@@ -92,6 +97,11 @@ def prune(
         return removed
 
 
+def is_cut_short(removed: Mapping[str, int], batch: int = BATCH) -> bool:
+    """Whether a call that removed so many of each kind left some for the next one."""
+    return max(removed.values(), default=0) >= MAX_BATCHES * batch
+
+
 @transactional
 def _note_removal(session: Session, actor: Actor, removed: dict[str, int]) -> None:
     audit.record(session, actor, "prune", ("history", ""), after={kind: removed[kind] for kind in HISTORY})
@@ -102,13 +112,12 @@ def _note_removal(session: Session, actor: Actor, removed: dict[str, int]) -> No
 
 def _prune_executions(session: Session, settings: Settings, now: datetime, batch: int) -> int:
     cutoff = now - timedelta(days=settings.retention_days)
-    removed = batches = 0
+    removed = 0
     for job_id in _job_ids(session):
         surplus = _newest_surplus(session, job_id, settings.retention_per_job)
         for ids in _removable(session, job_id, cutoff, surplus, batch):
             removed += _delete_executions(session, job_id, ids)
-            batches += 1
-            if batches == MAX_BATCHES:
+            if removed >= MAX_BATCHES * batch:
                 return removed
     return removed
 
