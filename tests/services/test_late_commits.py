@@ -16,24 +16,29 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, sessionmaker
 
 from kytecron.config import Settings
-from kytecron.core.schedule import TZDATA_VERSION
 from kytecron.core.states import Outcome, Status
 from kytecron.services import lifecycle, notify, recount, retention
 from kytecron.services.audit import Actor
 from kytecron.store import db, queries
 from kytecron.store.dialects import WRITING
-from kytecron.store.models import CronAudit, CronJob, CronOutbox
+from kytecron.store.models import CronAudit, CronJob, CronJobExecution, CronOutbox
 from tests.factories import add_job, add_worker, ago, claim_one, fresh, runs_of
 from tests.servers import WebhookReceiver
 from tests.workers import wait_for, working
 
-pytestmark = pytest.mark.mariadb
 ANNA = Actor("anna")
 
 
-@pytest.fixture
-def settings(mariadb_settings: Settings) -> Settings:
-    return mariadb_settings
+@pytest.fixture(
+    params=[
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+    ]
+)
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Of the databases on which two connections write at the same time."""
+    chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
+    return chosen
 
 
 @pytest.fixture
@@ -157,7 +162,7 @@ def test_a_later_piece_of_a_log_is_never_there_without_the_earlier_one(
     job = add_job(session)
     lifecycle.enqueue_due(session)
     claim = claim_one(session)
-    slow.execute(sa.text("SELECT id FROM CronJobExecution FOR UPDATE"))
+    slow.execute(sa.select(CronJobExecution.id).with_for_update())
 
     def store(*seqs: int) -> set[int]:
         pieces = [(seq, f"piece {seq}\n", False) for seq in seqs]
@@ -187,7 +192,7 @@ def test_runs_of_one_job_appear_in_the_order_of_their_ids(
     first = trigger(slow)
     with sessions() as other, ThreadPoolExecutor() as pool:
         later = pool.submit(trigger, other)
-        # The server looks no sooner than 0.1 s after the last question.
+        # MariaDB looks no sooner than 0.1 s after the last question.
         wait_for(lambda: waiting_for_locks(session) or later.done(), "the other to wait", pause=0.2)
         assert not later.done()
         assert runs_of(session, job) == []
@@ -198,8 +203,11 @@ def test_runs_of_one_job_appear_in_the_order_of_their_ids(
 
 def waiting_for_locks(session: Session) -> int:
     session.rollback()
-    waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
-    return int(session.scalar(sa.text(waiting)) or 0)
+    waiting = {
+        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'",
+    }
+    return int(session.scalar(sa.text(waiting[session.get_bind().dialect.name])) or 0)
 
 
 @pytest.mark.slow
@@ -216,9 +224,8 @@ def test_a_job_that_was_being_created_when_a_worker_with_newer_time_zones_came_i
         return CronJob(name=unlike(name), schedule_type="daily", **times)
 
     lower, higher = lower_then_higher(slow, session, job)
-    with working(settings) as worker:
+    with working(settings):
         wait_for(lambda: fresh(session, higher).next_run_time == right, "the higher id to be planned anew")
-        wait_for(lambda: f"tzdata {TZDATA_VERSION} is new here" in worker.log())
         slow.commit()
         late = session.get_one(CronJob, lower.id)
         wait_for(lambda: fresh(session, late).next_run_time == right, "the lower id to be planned anew")
