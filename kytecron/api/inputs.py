@@ -29,7 +29,7 @@ from ..core.jobspec import JobFields, OneOf
 from ..core.preview import MAX_PREVIEW
 from ..core.source import EXAMPLE, MAX_BYTES
 from ..core.states import Origin, Status
-from ..core.untrusted import LARGEST
+from ..core.untrusted import LARGEST, LARGEST_VERSION
 from ..services import accounts, bulk, jobs, secrets, transfer
 from ..store.queries import JOB_SORTS, JOB_STATUSES, MAX_LIMIT, NEVER_RAN
 from .bodies import Judged
@@ -58,7 +58,7 @@ def _in_utc(value: datetime) -> datetime:
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 Moment = Annotated[datetime, BeforeValidator(_moment), AfterValidator(_in_utc)]
 JobId = Annotated[int, Field(ge=1, le=LARGEST)]
-VersionNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
+VersionNumber = Annotated[int, Field(ge=1, le=LARGEST_VERSION)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 OneScheduleType = Annotated[str, OneOf(ScheduleType)]
 

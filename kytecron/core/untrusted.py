@@ -113,6 +113,8 @@ def _selects(text: str, place: int) -> bool:
 
 
 LARGEST = 2**63 - 1
+LARGEST_VERSION = 2**31 - 1
+"""What a column of version numbers holds: some databases refuse to compare it with more."""
 """The largest whole number that every database keeps, inside JSON too."""
 
 MAX_DEPTH = 31

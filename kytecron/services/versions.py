@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from ..core import diff, source
 from ..core.errors import Conflict, Invalid, NotFound, Unreadable
 from ..core.states import ACTIVE
-from ..core.untrusted import LARGEST, name_problem
+from ..core.untrusted import LARGEST, LARGEST_VERSION, name_problem
 from ..store import db, dialects
 from ..store.db import transactional
 from ..store.dialects import AT_ONCE
@@ -391,7 +391,7 @@ def sources(session: Session, hashes: Collection[str]) -> dict[str, str | Unread
 
 
 def _is_version(job_id: int, version_number: int) -> Any:
-    if not (0 < job_id <= LARGEST and 0 < version_number <= LARGEST):
+    if not (0 < job_id <= LARGEST and 0 < version_number <= LARGEST_VERSION):
         return sa.false()
     return sa.and_(VERSION.c.cron_job == job_id, VERSION.c.version_number == version_number)
 
@@ -405,7 +405,7 @@ def history(
         raise NotFound(f"Job {job_id} does not exist")
     query = sa.select(KyteCronJobVersion).where(KyteCronJobVersion.cron_job == job_id)
     if before is not None:
-        query = query.where(KyteCronJobVersion.version_number < min(before, LARGEST))
+        query = query.where(KyteCronJobVersion.version_number < min(before, LARGEST_VERSION))
     return session.scalars(
         query.order_by(KyteCronJobVersion.version_number.desc())
         .limit(max(1, min(limit, MAX_PAGE)))

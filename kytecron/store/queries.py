@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, undefer
 
 from ..core.errors import Invalid, NotFound
 from ..core.states import FINAL, UNSUCCESSFUL, Status
-from ..core.untrusted import LARGEST
+from ..core.untrusted import LARGEST, LARGEST_VERSION
 from . import dialects
 from .claims import ON_SCHEDULE
 from .dialects import Searched
@@ -376,7 +376,8 @@ Part = list[Any]
 
 def _execution_parts(session: Session, wanted: ExecutionFilter, statuses: Sequence[str]) -> list[Part]:
     """The parts of a list whose order has an index only within one status."""
-    common = _given((RUN.c.cron_job, eq, wanted.job), (RUN.c.scheduled_time, lt, wanted.slot_to))
+    job = None if wanted.job is None else _known_id(wanted.job)
+    common = _given((RUN.c.cron_job, eq, job), (RUN.c.scheduled_time, lt, wanted.slot_to))
     conditions = common + _given((RUN.c.scheduled_time, ge, wanted.slot_from))
     parts = [[*conditions, _has_status(one)] for one in dict.fromkeys(statuses)] or [conditions]
     if wanted.slot_from is not None and (not statuses or Status.SKIPPED in statuses):
@@ -399,7 +400,7 @@ def _scanned_conditions(wanted: ExecutionFilter) -> list[Any]:
     return _given(
         (RUN.c.origin, eq, wanted.origin),
         (RUN.c.locked_by, eq, wanted.worker),
-        (RUN.c.version, eq, wanted.version),
+        (RUN.c.version, eq, None if wanted.version is None else min(wanted.version, LARGEST_VERSION)),
     )
 
 

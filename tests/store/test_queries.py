@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from kytecron.core.errors import Invalid, NotFound
 from kytecron.core.statistics import bucket
+from kytecron.services import versions
 from kytecron.store import db, figures, queries
 from kytecron.store.models import (
     CronAudit,
@@ -538,3 +539,12 @@ def test_servers_find_letters_of_every_language_whatever_their_case(
             assert [found.id for found in queries.jobs(session, JobFilter(q=part)).items] == [job.id]
         assert queries.jobs(session, JobFilter(q="grue")).items == []
     engine.dispose()
+
+
+@pytest.mark.parametrize("wanted", [ExecutionFilter(version=2**31), ExecutionFilter(job=2**63)])
+def test_numbers_that_no_column_holds_find_nothing(session: Session, wanted: ExecutionFilter) -> None:
+    assert queries.executions(session, wanted).items == []
+    with pytest.raises(NotFound):
+        versions.get_version(session, 1, 2**31)
+    job = add_job(session, "a")
+    assert list(versions.history(session, job.id, before=2**40)) == []
