@@ -321,7 +321,10 @@ def execute(
     raw = connection.connection
     try:
         cursor = raw.cursor()
-        (cursor.executemany if many else cursor.execute)(text, arguments)
+        if many and len(arguments) > 1:
+            cursor.executemany(text, arguments)
+        else:
+            cursor.execute(text, arguments[0] if many else arguments)
         found = cursor.fetchall() if cursor.description else ()
         matched = int(cursor.rowcount)
         cursor.close()

@@ -808,7 +808,7 @@ def _postgresql_connect(_dialect: Any, record: Any, given: Any, named: Options) 
     else:
         settings = " ".join(f"-c {name}={_escaped(value)}" for name, value in session.items())
         named["options"] = f"{named.get('options', '')} {settings}".strip()
-    connection = _impatient().connect(*given, **named)
+    connection = _impatient()(*given, **named)
     connection.answers_within = limit
     return connection
 
@@ -825,7 +825,7 @@ def _postgresql_begin(connection: sa.Connection) -> None:
 
 @functools.cache
 def _impatient() -> Any:
-    """Connections that a server which has stopped, or a network that was cut, cannot keep waiting.
+    """What makes connections that a server which has stopped, or a network that was cut, cannot keep waiting.
 
     The server's own limits need a server that is awake.
     """
@@ -845,7 +845,15 @@ def _impatient() -> Any:
                     self.close()
                 raise
 
-    return Impatient
+    class Counted(psycopg.Cursor[Any]):
+        def executemany(self, query: Any, params_seq: Any, *, returning: bool = False) -> None:
+            super().executemany(query, params_seq, returning=returning)
+            # Behind the end of a pipeline psycopg asks the server to flush, and a server that has read that counts no
+            # silence inside the transaction any more: a client that died there would keep its locks. A statement, be
+            # it empty, makes it count again.
+            self.connection.execute("")
+
+    return functools.partial(Impatient.connect, cursor_factory=Counted)
 
 
 def _postgresql_be_patient(options: Options, lock_seconds: float) -> None:

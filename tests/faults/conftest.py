@@ -1,4 +1,4 @@
-"""What the fault tests share: a MariaDB that may be harmed, a proxy before it, a journal, short leases."""
+"""What the fault tests share: servers that may be harmed, a proxy before one, a journal, short leases."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import pymysql
 import pytest
 
 from kytecron.config import Settings
 from kytecron.store.models import Base
+from tests import mariadb as mariadb_server
+from tests import postgres
+from tests.faults.harm import Harm, Server, harm
 from tests.faults.proxy import Proxy
-from tests.mariadb import DATABASE, MariaDB, serving
+from tests.mariadb import MariaDB
 from tests.workers import Journal
+
+SERVERS = (
+    pytest.param("mariadb", marks=pytest.mark.mariadb),
+    pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.again]),
+)
+"""Faults take minutes: `make test` has one server suffer, `make test-all` each."""
 
 
 @pytest.fixture
@@ -21,44 +29,66 @@ def journal(tmp_path: Path) -> Journal:
     return Journal(tmp_path / "journal")
 
 
+@pytest.fixture(params=["sqlite", *SERVERS])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """The same fault on each database."""
+    chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
+    return chosen
+
+
+@pytest.fixture(params=SERVERS)
+def shared(request: pytest.FixtureRequest) -> Harm:
+    """Each server of the test session, for tests that leave it alone and harm what is on the way to it."""
+    return harm(request.getfixturevalue(request.param))
+
+
 @pytest.fixture
-def proxy(mariadb: MariaDB) -> Iterator[Proxy]:
-    proxy = Proxy(mariadb.port)
+def shared_settings(shared: Harm, request: pytest.FixtureRequest) -> Settings:
+    """The emptied database of that server."""
+    kind = "mariadb" if isinstance(shared.server, MariaDB) else "postgresql"
+    chosen: Settings = request.getfixturevalue(f"{kind}_settings")
+    return chosen
+
+
+@pytest.fixture
+def proxy(shared: Harm) -> Iterator[Proxy]:
+    proxy = Proxy(shared.server.port, shared.client)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def proxied(mariadb_settings: Settings, proxy: Proxy) -> Settings:
-    """The emptied MariaDB behind the proxy; tests themselves look at it directly."""
-    url = f"mysql+pymysql://root@127.0.0.1:{proxy.port}/{DATABASE}"
-    return dataclasses.replace(mariadb_settings, database_url=url)
+def proxied(shared_settings: Settings, shared: Harm, proxy: Proxy) -> Settings:
+    """The emptied database behind the proxy; tests themselves look at it directly."""
+    return dataclasses.replace(shared_settings, database_url=shared.through(proxy.port))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
-    """A MariaDB of this module alone: stopped, killed and frozen by its tests."""
-    with serving(tmp_path_factory.mktemp("server")) as server:
-        with root(server) as connection, connection.cursor() as cursor:
-            # `read_only` does not hold for root.
-            cursor.execute("CREATE USER worker@127.0.0.1")
-            cursor.execute(f"GRANT ALL ON {DATABASE}.* TO worker@127.0.0.1")
-        yield server
+@pytest.fixture(scope="module", params=SERVERS)
+def harmed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harm]:
+    """A server of each kind, of this module alone: stopped, killed and frozen by its tests."""
+    if request.param == "mariadb":
+        with mariadb_server.serving(tmp_path_factory.mktemp("server")) as mariadb:
+            yield _with_worker(mariadb)
+    else:
+        with postgres.serving() as postgresql:
+            yield _with_worker(postgresql)
+
+
+def _with_worker(server: Server) -> Harm:
+    harmed = harm(server)
+    harmed.execute(*harmed.make_worker)
+    return harmed
 
 
 @pytest.fixture
-def server_settings(tmp_path: Path, server: MariaDB) -> Settings:
-    """The module's own MariaDB, emptied, for a user without special rights."""
-    with root(server) as connection, connection.cursor() as cursor:
-        cursor.execute("SET foreign_key_checks = 0")
-        for table in Base.metadata.sorted_tables:
-            cursor.execute(f"DELETE FROM {DATABASE}.`{table.name}`")
-    url = f"mysql+pymysql://worker@127.0.0.1:{server.port}/{DATABASE}"
-    return Settings(instance_path=tmp_path / "instance", database_url=url)
+def server(harmed: Harm) -> Server:
+    return harmed.server
 
 
-def root(server: MariaDB) -> pymysql.Connection[pymysql.cursors.Cursor]:
-    """A connection that may do everything, in autocommit."""
-    return pymysql.connect(
-        host="127.0.0.1", port=server.port, user="root", database=DATABASE, autocommit=True, ssl_disabled=True
+@pytest.fixture
+def server_settings(tmp_path: Path, harmed: Harm) -> Settings:
+    """The module's own server, emptied, for a user without special rights."""
+    harmed.execute(
+        *(f"DELETE FROM {harmed.name(table.name)}" for table in reversed(Base.metadata.sorted_tables))
     )
+    return Settings(instance_path=tmp_path / "instance", database_url=harmed.url)

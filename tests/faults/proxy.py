@@ -1,7 +1,7 @@
-"""A TCP proxy between a worker and its MariaDB that can do what networks do, at the statement a test names.
+"""A TCP proxy between a worker and its server that can do what networks do, at the statement a test names.
 
-It reads the client's half of the MySQL protocol (plain text on this machine), so a trap can stand at one statement
-of one transaction: hold it, hold its reply, or lose the reply after the server has done the work.
+It reads the client's half of MySQL's protocol or PostgreSQL's (plain text on this machine), so a trap can stand at one
+statement of one transaction: hold it, hold its reply, or lose the reply after the server has done the work.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple, Protocol
 
 COM_QUERY = 0x03
 RESET = struct.pack("ii", 1, 0)
@@ -22,10 +23,93 @@ RESET = struct.pack("ii", 1, 0)
 
 CLAIM = r"SET status='running'"
 SETTLE = r"SET status='(completed|failed)'"
-OUTPUT = r"INSERT INTO `CronJobOutput`"
-TRIGGER = r"INSERT INTO `CronAudit`"
-RENEW = r"UPDATE `CronJobExecution` SET locked_until="
-ENQUEUE = r"INSERT INTO `CronJobExecution`"
+OUTPUT = r"INSERT INTO [`\"]CronJobOutput"
+TRIGGER = r"INSERT INTO [`\"]CronAudit"
+RENEW = r"UPDATE [`\"]CronJobExecution[`\"] SET locked_until="
+ENQUEUE = r"INSERT INTO [`\"]CronJobExecution"
+
+
+class Packet(NamedTuple):
+    """What is passed on as one."""
+
+    data: bytes
+    statement: str
+    """What the server is told to execute by it, with its values; empty for a packet that executes nothing."""
+
+
+class Client(Protocol):
+    """The client's half of a protocol."""
+
+    def read(self, data: bytes) -> Iterator[Packet]:
+        """The packets that are whole now."""
+
+
+class MySQLClient:
+    """Each statement is one packet, its values written into it."""
+
+    def __init__(self) -> None:
+        self._unread = b""
+
+    def read(self, data: bytes) -> Iterator[Packet]:
+        self._unread += data
+        while len(self._unread) >= 4:
+            end = 4 + int.from_bytes(self._unread[:3], "little")
+            if len(self._unread) < end:
+                return
+            packet, self._unread = self._unread[:end], self._unread[end:]
+            is_query = packet[4:5] == bytes([COM_QUERY])
+            yield Packet(packet, packet[5:].decode(errors="replace") if is_query else "")
+
+
+class PostgreSQLClient:
+    """A statement is a message of its own, or is parsed once and then bound to values, each time anew."""
+
+    ENCRYPTED = (80877103, 80877104)
+    """What a client asks for before it begins: TLS, GSSAPI."""
+
+    def __init__(self) -> None:
+        self._unread = b""
+        self._begun = False
+        self._parsed: dict[bytes, str] = {}
+
+    def read(self, data: bytes) -> Iterator[Packet]:
+        self._unread += data
+        while len(self._unread) >= 5:
+            kind = self._unread[:1] if self._begun else b""
+            end = len(kind) + int.from_bytes(self._unread[len(kind) :][:4], "big")
+            if len(self._unread) < end:
+                return
+            packet, self._unread = self._unread[:end], self._unread[end:]
+            body = packet[len(kind) + 4 :]
+            if not kind:
+                self._begun = int.from_bytes(body[:4], "big") not in self.ENCRYPTED
+            yield Packet(packet, self._statement(kind, body))
+
+    def _statement(self, kind: bytes, body: bytes) -> str:
+        match kind:
+            case b"Q":
+                return body[:-1].decode(errors="replace")
+            case b"P":
+                name, text, _ = body.split(b"\0", 2)
+                self._parsed[name] = text.decode(errors="replace")
+            case b"B":
+                _, name, rest = body.split(b"\0", 2)
+                values = self._values(rest)
+                return re.sub(r"\$(\d+)", lambda found: values[int(found[1]) - 1], self._parsed[name])
+        return ""
+
+    def _values(self, rest: bytes) -> list[str]:
+        (formats,) = struct.unpack_from("!h", rest)
+        at = 2 + 2 * formats
+        (count,) = struct.unpack_from("!h", rest, at)
+        at += 2
+        values = []
+        for _ in range(count):
+            (size,) = struct.unpack_from("!i", rest, at)
+            value = rest[at + 4 : at + 4 + max(size, 0)].decode(errors="replace")
+            values.append("NULL" if size < 0 else f"'{value}'")
+            at += 4 + max(size, 0)
+        return values
 
 
 class Fate(Enum):
@@ -58,8 +142,9 @@ class Trap:
 class Proxy:
     """Listens on a port of this machine and passes on to `target_port`, as its state allows."""
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, client: Callable[[], Client]) -> None:
         self.target_port = target_port
+        self.client = client
         self.delay = 0.0
         """Seconds that each statement waits before it is passed on."""
         self.traps: list[Trap] = []
@@ -168,7 +253,7 @@ class _Link:
         self.silent = threading.Event()
         self.over = threading.Event()
         self._transaction: list[str] = []
-        self._unread = b""
+        self._said = proxy.client()
         self._awaiting_reply: Trap | None = None
 
     def start(self) -> None:
@@ -188,22 +273,12 @@ class _Link:
 
     def _pass_statements(self) -> None:
         while data := self._client.recv(1 << 16):
-            for packet in self._packets(data):
+            for packet in self._said.read(data):
                 self._proxy.wait_until_flowing(self)
                 self._pass_statement(packet)
 
-    def _packets(self, data: bytes) -> Iterator[bytes]:
-        """Whole packets of the client, so that a statement can be held as one."""
-        self._unread += data
-        while len(self._unread) >= 4:
-            end = 4 + int.from_bytes(self._unread[:3], "little")
-            if len(self._unread) < end:
-                return
-            packet, self._unread = self._unread[:end], self._unread[end:]
-            yield packet
-
-    def _pass_statement(self, packet: bytes) -> None:
-        statement = packet[5:].decode(errors="replace") if packet[4:5] == bytes([COM_QUERY]) else ""
+    def _pass_statement(self, packet: Packet) -> None:
+        statement = packet.statement
         trap = next((t for t in self._proxy.traps if t.matches(statement, self._transaction)), None)
         if statement in ("COMMIT", "ROLLBACK"):
             self._transaction = []
@@ -214,9 +289,9 @@ class _Link:
             trap.released.wait()
         elif trap is not None:
             self._awaiting_reply = trap
-        if self._proxy.delay:
+        if self._proxy.delay and statement:
             time.sleep(self._proxy.delay)
-        self._server.sendall(packet)
+        self._server.sendall(packet.data)
 
     def _pass_replies(self) -> None:
         while data := self._server.recv(1 << 16):

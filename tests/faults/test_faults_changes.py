@@ -16,9 +16,10 @@ from kytecron.config import ROOT, Settings
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db, schema
 from kytecron.store.models import CronJobExecution, CronWorkerRecord
-from tests.faults.conftest import root
+from tests.faults.conftest import SERVERS
+from tests.faults.harm import Server
 from tests.faults.scene import clockwork, crew, in_the_end, keeps_going
-from tests.mariadb import DATABASE, MariaDB
+from tests.mariadb import DATABASE
 from tests.workers import Journal, executions, wait_for
 
 
@@ -83,17 +84,16 @@ def _six_at_once(settings: Settings, directory: Path) -> list[subprocess.Popen[b
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
 def test_six_processes_that_start_at_once_on_an_empty_database_all_work(
     kind: str, tmp_path: Path, journal: Journal, request: pytest.FixtureRequest
 ) -> None:
     settings = Settings(instance_path=tmp_path / "instance")
-    if kind == "mariadb":
-        server: MariaDB = request.getfixturevalue("server")
-        with root(server) as connection, connection.cursor() as cursor:
-            cursor.execute(f"DROP DATABASE {DATABASE}")
-            cursor.execute(f"CREATE DATABASE {DATABASE} CHARACTER SET utf8mb4")
-        settings = Settings(instance_path=tmp_path / "instance", database_url=server.url)
+    if kind != "sqlite":
+        server: Server = request.getfixturevalue(kind)
+        server.make_database("new")
+        address = server.url.replace(f"/{DATABASE}", "/new")
+        settings = Settings(instance_path=tmp_path / "instance", database_url=address)
     processes = _six_at_once(settings, tmp_path)
     logs = lambda: "\n".join(path.read_text() for path in sorted(tmp_path.glob("log*")))  # noqa: E731
     engine = db.make_engine(settings)

@@ -36,14 +36,12 @@ from tests.workers import (
     working,
 )
 
-pytestmark = pytest.mark.mariadb
-
 LONG_LEASE = {"lease_seconds": 20, "renew_seconds": 0.5}
 
 
 @pytest.fixture
-def settings(mariadb_settings: Settings) -> Settings:
-    return mariadb_settings
+def settings(shared_settings: Settings) -> Settings:
+    return shared_settings
 
 
 def _slow(proxy: Proxy) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from kytecron.config import Settings
 from kytecron.services import lifecycle
 from kytecron.store import db
+from tests.faults.harm import Server
 from tests.faults.proxy import CLAIM, SETTLE, Fate, Proxy
 from tests.faults.scene import (
     ANNA,
@@ -26,7 +27,6 @@ from tests.faults.scene import (
     long_first_attempt,
     on_another_machine,
 )
-from tests.mariadb import MariaDB
 from tests.workers import (
     PATIENCE,
     Journal,
@@ -39,13 +39,11 @@ from tests.workers import (
     working,
 )
 
-pytestmark = pytest.mark.mariadb
-
 
 @pytest.fixture
-def settings(mariadb_settings: Settings) -> Settings:
-    """MariaDB: many servers meet there. SQLite's worker is the same code, see tests/engine."""
-    return mariadb_settings
+def settings(shared_settings: Settings) -> Settings:
+    """Many workers meet at a server. SQLite's worker is the same code, see tests/engine."""
+    return shared_settings
 
 
 def test_a_worker_killed_between_claim_and_start_loses_no_run(
@@ -237,7 +235,7 @@ def test_a_grandchild_in_a_session_of_its_own_that_ignores_sigterm_dies_with_its
 
 @pytest.mark.slow
 def test_everything_killed_at_once_ten_times_loses_and_doubles_nothing(
-    server_settings: Settings, server: MariaDB, journal: Journal
+    server_settings: Settings, server: Server, journal: Journal
 ) -> None:
     engine = db.make_engine(server_settings)
     with sessionmaker(engine, expire_on_commit=False)() as session:

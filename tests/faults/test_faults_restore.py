@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import pymysql
 import pytest
 import sqlalchemy as sa
+from psycopg.types.json import Jsonb
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -21,11 +21,12 @@ from kytecron.services import lifecycle
 from kytecron.services.jobs import CronJobManager
 from kytecron.store import db
 from kytecron.store.models import Base, CronJobExecution, CronOutbox
-from tests.faults.conftest import root
+from tests.faults.conftest import SERVERS
+from tests.faults.harm import Harm, harm
 from tests.faults.scene import ANNA
-from tests.mariadb import MariaDB
 from tests.workers import Journal, alive, executions, make_job, wait_for, wait_for_statuses, working
 
+RUNS = CronJobExecution.__tablename__
 GUARANTEES = ROOT / "docs" / "guarantees.md"
 ATTACHED = {"concurrency": 12, "renew_seconds": 10, "lease_seconds": 60}
 """The lease of production: nothing is put right by waiting for its end."""
@@ -34,26 +35,23 @@ ATTACHED = {"concurrency": 12, "renew_seconds": 10, "lease_seconds": 60}
 class Backup:
     """A way to save a database and to put it back while it is in use."""
 
-    def __init__(self, settings: Settings, kind: str, mariadb: MariaDB | None) -> None:
-        self.settings, self.kind, self.mariadb = settings, kind, mariadb
+    def __init__(self, settings: Settings, kind: str, served: Harm | None) -> None:
+        self.settings, self.kind, self.served = settings, kind, served
         self.path = settings.instance_path / "kytecron.db"
         self.saved = settings.instance_path / "saved.db"
         self.rows: dict[str, list[tuple[object, ...]]] = {}
 
     def save(self) -> None:
-        if self.mariadb is None:
+        if self.served is None:
             with closing(sqlite3.connect(self.path)) as here, closing(sqlite3.connect(self.saved)) as there:
                 here.backup(there)
             return
-        with root(self.mariadb) as connection, connection.cursor() as cursor:
-            for table in Base.metadata.sorted_tables:
-                cursor.execute(f"SELECT * FROM `{table.name}`")
-                self.rows[table.name] = list(cursor.fetchall())
+        for table in Base.metadata.sorted_tables:
+            self.rows[table.name] = self.served.execute(f"SELECT * FROM {self.served.name(table.name)}")
 
     def restore(self) -> None:
-        if self.mariadb is not None:
-            with root(self.mariadb) as connection, connection.cursor() as cursor:
-                self._insert_again(cursor)
+        if self.served is not None:
+            self._insert_again(self.served)
         elif self.kind == "online":
             with closing(sqlite3.connect(self.saved)) as here, closing(sqlite3.connect(self.path)) as there:
                 here.backup(there)
@@ -65,26 +63,28 @@ class Backup:
             shutil.copy(self.saved, copy)
             copy.rename(self.path)
 
-    def _insert_again(self, cursor: pymysql.cursors.Cursor) -> None:
-        cursor.execute("SET foreign_key_checks = 0")
-        cursor.execute("BEGIN")
-        for table in Base.metadata.sorted_tables:
-            cursor.execute(f"DELETE FROM `{table.name}`")
-            for row in self.rows[table.name]:
-                places = ", ".join(["%s"] * len(row))
-                cursor.execute(f"INSERT INTO `{table.name}` VALUES ({places})", row)
-        cursor.execute("COMMIT")
+    def _insert_again(self, served: Harm) -> None:
+        with served.connect() as connection, connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            for table in reversed(Base.metadata.sorted_tables):
+                cursor.execute(f"DELETE FROM {served.name(table.name)}")
+            for table in Base.metadata.sorted_tables:
+                for row in self.rows[table.name]:
+                    places = ", ".join(["%s"] * len(row))
+                    values = [Jsonb(value) if isinstance(value, dict | list) else value for value in row]
+                    cursor.execute(f"INSERT INTO {served.name(table.name)} VALUES ({places})", values)
+            cursor.execute("COMMIT")
         # As a dump says it: the ids that were given after the backup are given again.
-        cursor.execute("SELECT coalesce(max(id), 0) + 1 FROM CronJobExecution")
-        (following,) = cursor.fetchone() or (1,)
-        cursor.execute(f"ALTER TABLE CronJobExecution AUTO_INCREMENT = {following}")
+        ((following,),) = served.execute(f"SELECT coalesce(max(id), 0) + 1 FROM {served.name(RUNS)}")
+        served.execute(served.next_id.format(table=served.name(RUNS), following=following))
 
 
-@pytest.fixture(params=["online", "file replaced", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+@pytest.fixture(params=["online", "file replaced", *SERVERS])
 def backup(request: pytest.FixtureRequest) -> Backup:
-    mariadb = request.getfixturevalue("mariadb") if request.param == "mariadb" else None
-    settings = request.getfixturevalue("mariadb_settings" if mariadb else "sqlite_settings")
-    return Backup(settings, request.param, mariadb)
+    if request.param in ("online", "file replaced"):
+        return Backup(request.getfixturevalue("sqlite_settings"), request.param, None)
+    settings = request.getfixturevalue(f"{request.param}_settings")
+    return Backup(settings, request.param, harm(request.getfixturevalue(request.param)))
 
 
 @pytest.fixture

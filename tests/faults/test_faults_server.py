@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-import pymysql
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -15,7 +14,7 @@ from kytecron.config import Settings
 from kytecron.services import lifecycle
 from kytecron.store import db
 from tests.faults.checker import beating
-from tests.faults.conftest import root
+from tests.faults.harm import Error, Harm, Server
 from tests.faults.scene import (
     ANNA,
     LEASE,
@@ -26,10 +25,7 @@ from tests.faults.scene import (
     keeps_going,
     long_first_attempt,
 )
-from tests.mariadb import MariaDB
 from tests.workers import Journal, WorkerProcess, executions, make_job, wait_for, wait_for_statuses
-
-pytestmark = pytest.mark.mariadb
 
 
 @pytest.fixture
@@ -41,88 +37,90 @@ def session(server_settings: Settings) -> Iterator[Session]:
 
 
 Crew = list[WorkerProcess]
+Harming = Callable[[Harm, Crew], None]
 
 
-def _noticed(workers: Crew, words: str) -> None:
+def noticed(workers: Crew, words: str) -> None:
+    """Wait until each of them has told of it."""
     for worker in workers:
         wait_for(lambda worker=worker: words in worker.log(), f"a worker to log {words!r}")
 
 
-def _restart(server: MariaDB, workers: Crew) -> None:
-    server.stop()
-    server.start()
+def _restart(harmed: Harm, workers: Crew) -> None:
+    harmed.server.stop()
+    harmed.server.start()
 
 
-def _kill(server: MariaDB, workers: Crew) -> None:
-    server.kill()
-    server.start()
+def _kill(harmed: Harm, workers: Crew) -> None:
+    harmed.server.kill()
+    harmed.server.start()
 
 
-def _freeze(seconds: float) -> Callable[[MariaDB, Crew], None]:
-    def freeze(server: MariaDB, workers: Crew) -> None:
-        server.freeze()
+def _freeze(seconds: float) -> Harming:
+    def freeze(harmed: Harm, workers: Crew) -> None:
+        harmed.server.freeze()
         time.sleep(seconds)  # the length of the fault
-        server.thaw()
+        harmed.server.thaw()
 
     return freeze
 
 
-def _stay_away(server: MariaDB, workers: Crew) -> None:
+def _stay_away(harmed: Harm, workers: Crew) -> None:
     """Nobody listens for a while: connections are refused."""
-    server.stop()
+    harmed.server.stop()
     try:
         # By a connection that was cut or by one that was refused: the second is not told again.
-        _noticed(workers, "the database is not available")
+        noticed(workers, "the database is not available")
         time.sleep(2)  # the length of the fault
     finally:
-        server.start()
+        harmed.server.start()
 
 
-def _read_only(server: MariaDB, workers: Crew) -> None:
-    with root(server) as connection, connection.cursor() as cursor:
-        cursor.execute("SET GLOBAL read_only = 1")
-        _noticed(workers, "--read-only")
+def _read_only(harmed: Harm, workers: Crew) -> None:
+    harmed.execute(*harmed.read_only)
+    try:
+        noticed(workers, harmed.says_read_only)
         time.sleep(2)  # the length of the fault
-        cursor.execute("SET GLOBAL read_only = 0")
+    finally:
+        harmed.execute(*harmed.writable)
 
 
-def _kill_sessions(server: MariaDB, workers: Crew) -> None:
-    with root(server) as connection, connection.cursor() as cursor:
+def _kill_sessions(harmed: Harm, workers: Crew) -> None:
+    with harmed.connect() as connection, connection.cursor() as cursor:
         for _ in range(10):
-            cursor.execute("SELECT id FROM information_schema.processlist WHERE user = 'worker'")
-            for (number,) in cursor.fetchall():
-                with suppress(pymysql.Error):  # it has just ended
-                    cursor.execute(f"KILL {number}")
+            cursor.execute(harmed.sessions)
+            for session in cursor.fetchall():
+                with suppress(*Error):  # it has just ended
+                    cursor.execute(harmed.end_session, session)
             time.sleep(0.2)  # so that they get a little further each time
 
 
-def _deadlocks(server: MariaDB, workers: Crew) -> None:
-    """Others lock jobs and executions in the wrong order, until both workers have been the victims."""
+def _deadlocks(harmed: Harm, workers: Crew) -> None:
+    """Others lock jobs and executions in the wrong order, until both workers have been victims, if they can be."""
     over = threading.Event()
+    runs, jobs = harmed.name("CronJobExecution"), harmed.name("CronJob")
 
     def collide(direction: str) -> None:
-        with root(server) as connection, connection.cursor() as cursor:
-            cursor.execute("CREATE TEMPORARY TABLE weight (n INT) ENGINE=InnoDB")
+        with harmed.connect() as connection, connection.cursor() as cursor:
+            cursor.execute(harmed.prefer_others)
             while not over.is_set():
-                with suppress(pymysql.Error):
+                with suppress(*Error):
                     cursor.execute("BEGIN")
-                    # Of two that wait for each other, the one that has changed more goes on.
-                    cursor.execute("INSERT INTO weight SELECT seq FROM seq_1_to_1000")
-                    cursor.execute(
-                        f"SELECT id FROM CronJobExecution ORDER BY id {direction} LIMIT 5 FOR UPDATE"
-                    )
-                    cursor.execute(f"SELECT id FROM CronJob ORDER BY id {direction} FOR UPDATE")
-                    cursor.execute(
-                        f"SELECT id FROM CronJobExecution ORDER BY id {direction} LIMIT 20 FOR UPDATE"
-                    )
-                with suppress(pymysql.Error):
+                    cursor.execute(harmed.grow)
+                    cursor.execute(f"SELECT id FROM {runs} ORDER BY id {direction} LIMIT 5 FOR UPDATE")
+                    cursor.execute(f"SELECT id FROM {jobs} ORDER BY id {direction} FOR UPDATE")
+                    cursor.execute(f"SELECT id FROM {runs} ORDER BY id {direction} LIMIT 20 FOR UPDATE")
+                with suppress(*Error):
                     cursor.execute("ROLLBACK")
 
     threads = [threading.Thread(target=collide, args=(order,)) for order in ("ASC", "DESC")]
     for thread in threads:
         thread.start()
     try:
-        _noticed(workers, "transaction repeated after: (1213")
+        if harmed.says_deadlock is None:
+            time.sleep(5)  # the length of the fault
+        else:
+            noticed(workers, f"transaction repeated after: {harmed.says_deadlock}")
     finally:
         over.set()
         for thread in threads:
@@ -145,22 +143,22 @@ def _deadlocks(server: MariaDB, workers: Crew) -> None:
 )
 def test_a_database_that_suffers_costs_no_slot_and_doubles_none(
     server_settings: Settings,
-    server: MariaDB,
+    harmed: Harm,
     session: Session,
     journal: Journal,
-    fault: Callable[[MariaDB, Crew], None],
+    fault: Harming,
 ) -> None:
     jobs = clockwork(session, journal, count=3, seconds=0.3)
     session.rollback()
     with crew(server_settings, 2) as workers:
         wait_for(lambda: len(journal.entries("end")) >= 3, "a good start")
-        fault(server, workers)
+        fault(harmed, workers)
         keeps_going(session, jobs)
         in_the_end(session, journal, workers)
 
 
 def test_who_comes_back_first_after_an_outage_does_not_judge_those_who_come_back_later(
-    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+    server_settings: Settings, server: Server, session: Session, journal: Journal
 ) -> None:
     """The database is away for longer than the lease, and the job may go on without it."""
     job = make_job(session, journal.code(beating(3 * LEASE)), on_lost_contact="continue", **NEVER_GIVE_UP)
@@ -176,17 +174,8 @@ def test_who_comes_back_first_after_an_outage_does_not_judge_those_who_come_back
         in_the_end(session, journal, workers)
 
 
-@contextmanager
-def _locked(server: MariaDB, table: str, row: int) -> Iterator[None]:
-    with root(server) as connection, connection.cursor() as cursor:
-        cursor.execute("BEGIN")
-        cursor.execute(f"SELECT id FROM {table} WHERE id = %s FOR UPDATE", (row,))
-        yield
-        cursor.execute("ROLLBACK")
-
-
 def test_a_long_lock_on_one_job_holds_up_that_job_alone(
-    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+    server_settings: Settings, harmed: Harm, session: Session, journal: Journal
 ) -> None:
     others = clockwork(session, journal, count=2)
     locked = make_job(session, journal.code(beating(0.5)), name="locked", **NEVER_GIVE_UP)
@@ -194,7 +183,7 @@ def test_a_long_lock_on_one_job_holds_up_that_job_alone(
     with crew(server_settings, 1) as workers:
         lifecycle.trigger(session, locked.id, actor=ANNA)
         wait_for(lambda: any(start["job"] == locked.id for start in journal.entries("start")))
-        with _locked(server, "CronJob", locked.id):
+        with harmed.locked("CronJob", locked.id):
             wait_for(lambda: any(end["job"] == locked.id for end in journal.entries("end")))
             keeps_going(session, others, runs=4)
             assert [run.status for run in executions(session, locked)] == ["running"]
@@ -205,7 +194,7 @@ def test_a_long_lock_on_one_job_holds_up_that_job_alone(
 
 
 def test_a_long_lock_on_one_run_costs_no_other_run_its_lease(
-    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+    server_settings: Settings, harmed: Harm, session: Session, journal: Journal
 ) -> None:
     """Its own lease cannot be renewed: it is stopped in time, and starts again when the lock is gone."""
     locked = long_first_attempt(session, journal)
@@ -215,19 +204,19 @@ def test_a_long_lock_on_one_run_costs_no_other_run_its_lease(
         lifecycle.trigger(session, other.id, actor=ANNA)
         session.rollback()
         wait_for(lambda: len(journal.entries("start")) == 2)
-        with _locked(server, "CronJobExecution", run.id):
+        with harmed.locked("CronJobExecution", run.id):
             wait_for_statuses(session, other, "completed")
         wait_for_statuses(session, locked, "lost", "completed")
         in_the_end(session, journal, workers)
 
 
 def test_a_locked_job_that_is_due_does_not_keep_its_worker_spinning(
-    server_settings: Settings, server: MariaDB, session: Session, journal: Journal
+    server_settings: Settings, harmed: Harm, session: Session, journal: Journal
 ) -> None:
     (locked,) = clockwork(session, journal)
     with crew(server_settings, 1) as workers:
         wait_for(lambda: journal.entries("end"), "a good start")
-        with _locked(server, "CronJob", locked.id):
+        with harmed.locked("CronJob", locked.id):
             time.sleep(3)  # the length of the fault, in which 15 looks are due
         keeps_going(session, [locked])
         statistics = workers[0].stop()

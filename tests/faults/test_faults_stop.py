@@ -30,12 +30,10 @@ from tests.faults.scene import (
 )
 from tests.workers import PATIENCE, Journal, alive, executions, make_job, wait_for, wait_for_statuses, working
 
-pytestmark = pytest.mark.mariadb
-
 
 @pytest.fixture
-def settings(mariadb_settings: Settings) -> Settings:
-    return mariadb_settings
+def settings(shared_settings: Settings) -> Settings:
+    return shared_settings
 
 
 def test_a_worker_stopped_for_longer_than_its_lease_finds_its_process_dead_and_writes_nothing(
