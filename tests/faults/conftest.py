@@ -19,7 +19,7 @@ from tests.workers import Journal
 
 SERVERS = (
     pytest.param("mariadb", marks=pytest.mark.mariadb),
-    pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.again]),
+    pytest.param("postgresql", marks=[pytest.mark.postgresql, pytest.mark.thorough]),
 )
 """Faults take minutes: `make test` has one server suffer, `make test-all` each."""
 

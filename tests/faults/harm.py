@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 import pymysql
+from psycopg.types.json import Jsonb
 
 from tests.faults.proxy import Client, MySQLClient, PostgreSQLClient
 from tests.mariadb import DATABASE, MariaDB
@@ -48,6 +49,8 @@ class Harm:
     """What a driver says of one; None where those who pass over locked rows do not get into any."""
     next_id: str
     """A statement after which a table goes on with that id."""
+    as_json: Callable[[Any], Any]
+    """A value of a JSON column as the driver gives it, as the driver takes it."""
     quote: str
     """What stands around names."""
 
@@ -116,6 +119,7 @@ def _harm_mariadb(server: MariaDB) -> Harm:
         grow="INSERT INTO weight SELECT seq FROM seq_1_to_1000",
         says_deadlock="(1213",
         next_id="ALTER TABLE {table} AUTO_INCREMENT = {following}",
+        as_json=lambda text: text,
         quote="`",
     )
 
@@ -148,5 +152,6 @@ def _harm_postgresql(server: PostgreSQL) -> Harm:
         grow="SELECT 1",
         says_deadlock=None,
         next_id="SELECT setval(pg_get_serial_sequence('{table}', 'id'), {following}, false)",
+        as_json=lambda value: None if value is None else Jsonb(value),
         quote='"',
     )

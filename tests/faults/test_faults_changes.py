@@ -92,7 +92,7 @@ def test_six_processes_that_start_at_once_on_an_empty_database_all_work(
     if kind != "sqlite":
         server: Server = request.getfixturevalue(kind)
         server.make_database("new")
-        address = server.url.replace(f"/{DATABASE}", "/new")
+        address = server.url.removesuffix(DATABASE) + "new"
         settings = Settings(instance_path=tmp_path / "instance", database_url=address)
     processes = _six_at_once(settings, tmp_path)
     logs = lambda: "\n".join(path.read_text() for path in sorted(tmp_path.glob("log*")))  # noqa: E731

@@ -92,7 +92,7 @@ def test_who_waited_for_a_lock_in_vain_is_repeated(shared: Harm, session: Sessio
 
 
 @pytest.mark.postgresql
-@pytest.mark.again
+@pytest.mark.thorough
 @pytest.mark.parametrize("shared", ["postgresql"], indirect=True)
 def test_who_saw_what_is_no_longer_there_is_repeated(shared: Harm, session: Session) -> None:
     """Where somebody has chosen a stricter isolation than kytecron does."""

@@ -22,7 +22,7 @@ from tests.faults.test_faults_server import session as session
 from tests.postgres import PostgreSQL
 from tests.workers import Journal, wait_for
 
-pytestmark = [pytest.mark.postgresql, pytest.mark.again, pytest.mark.slow]
+pytestmark = [pytest.mark.postgresql, pytest.mark.thorough, pytest.mark.slow]
 
 Harming = Callable[[Harm, PostgreSQL, Crew], None]
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from psycopg.types.json import Jsonb
 from sqlalchemy.engine import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -24,6 +23,7 @@ from kytecron.store.models import Base, CronJobExecution, CronOutbox
 from tests.faults.conftest import SERVERS
 from tests.faults.harm import Harm, harm
 from tests.faults.scene import ANNA
+from tests.rawsql import typed
 from tests.workers import Journal, alive, executions, make_job, wait_for, wait_for_statuses, working
 
 RUNS = CronJobExecution.__tablename__
@@ -47,7 +47,9 @@ class Backup:
                 here.backup(there)
             return
         for table in Base.metadata.sorted_tables:
-            self.rows[table.name] = self.served.execute(f"SELECT * FROM {self.served.name(table.name)}")
+            self.rows[table.name] = self.served.execute(
+                f"SELECT {self._columns(table)} FROM {self.served.name(table.name)}"
+            )
 
     def restore(self) -> None:
         if self.served is not None:
@@ -63,16 +65,27 @@ class Backup:
             shutil.copy(self.saved, copy)
             copy.rename(self.path)
 
+    def _columns(self, table: sa.Table) -> str:
+        assert self.served
+        return ", ".join(self.served.name(column.name) for column in table.c)
+
     def _insert_again(self, served: Harm) -> None:
         with served.connect() as connection, connection.cursor() as cursor:
             cursor.execute("BEGIN")
             for table in reversed(Base.metadata.sorted_tables):
                 cursor.execute(f"DELETE FROM {served.name(table.name)}")
             for table in Base.metadata.sorted_tables:
+                places = ", ".join(["%s"] * len(table.c))
+                is_json = [isinstance(column.type, sa.JSON) for column in table.c]
                 for row in self.rows[table.name]:
-                    places = ", ".join(["%s"] * len(row))
-                    values = [Jsonb(value) if isinstance(value, dict | list) else value for value in row]
-                    cursor.execute(f"INSERT INTO {served.name(table.name)} VALUES ({places})", values)
+                    values = [
+                        served.as_json(value) if json else value
+                        for value, json in zip(row, is_json, strict=True)
+                    ]
+                    cursor.execute(
+                        f"INSERT INTO {served.name(table.name)} ({self._columns(table)}) VALUES ({places})",
+                        values,
+                    )
             cursor.execute("COMMIT")
         # As a dump says it: the ids that were given after the backup are given again.
         ((following,),) = served.execute(f"SELECT coalesce(max(id), 0) + 1 FROM {served.name(RUNS)}")
@@ -220,7 +233,7 @@ def test_a_copy_that_is_made_quiet_runs_nothing_and_tells_nobody(
     assert claimed.claim.job_id == running.id
     lifecycle.trigger(session, pending.id, actor=ANNA)
     for statement in re.findall(r"^    ((?:UPDATE|DELETE) .*);$", GUARANTEES.read_text(), re.MULTILINE):
-        session.execute(sa.text(statement))
+        session.execute(typed(session, statement))
     session.commit()
     with working(backup.settings, smtp_host="127.0.0.1"):
         ours = make_job(session, journal.code(), name="ours")

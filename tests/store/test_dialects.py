@@ -21,6 +21,8 @@ from kytecron.core.errors import Conflict, Invalid
 from kytecron.store import db, dialects
 from kytecron.store.dialects import MARIADB, MYSQL, POSTGRESQL, SQLITE, Dialect, Fault
 from kytecron.store.models import Base, CronThrottle
+from tests.postgres import PostgreSQL
+from tests.workers import wait_for
 
 PACKAGE = Path(kytecron.__file__).parent
 NAMES = {"sqlite", "mysql", "mariadb", "postgresql"}
@@ -251,3 +253,19 @@ def test_every_text_of_a_postgresql_compares_byte_by_byte(postgresql_settings: S
     assert {row.table_name for row in rows} <= Base.metadata.tables.keys()
     assert len(rows) > 50
     assert [row for row in rows if row.collation_name != "C"] == []
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_client_that_falls_silent_after_many_rows_loses_its_locks(
+    postgresql_settings: Settings, postgresql: PostgreSQL, rows: int
+) -> None:
+    engine = db.make_engine(postgresql_settings, idle_seconds=0.2)
+    change = 'UPDATE "CronJob" SET priority = %s WHERE id = %s'
+    with engine.connect() as connection:
+        ((pid,),), _ = db.execute(connection, "SELECT pg_backend_pid()", ())
+        db.execute(connection, change, [(1, number) for number in range(rows)], many=True)
+        alive = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
+        wait_for(lambda: not postgresql.execute(alive), "the server to end the session")
+        connection.invalidate()
+    engine.dispose()
