@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -148,13 +148,15 @@ class PostgreSQL:
         assert self.process
         psutil.Process(self.process.pid).suspend()  # it begins no more children
         for process in self._processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):  # one that was just ending
+                process.suspend()
 
     def thaw(self) -> None:
         assert self.process
         if self.process.poll() is None:
             for process in reversed(self._processes()):
-                process.resume()
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def kill(self) -> None:
         assert self.process
@@ -162,7 +164,8 @@ class PostgreSQL:
             self.freeze()
             processes = self._processes()
             for process in processes:
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
             psutil.wait_procs(processes[1:], timeout=30)
         self.process.wait()
 
@@ -223,5 +226,4 @@ def serving(*options: str) -> Iterator[PostgreSQL]:
             engine.dispose()
             yield server
         finally:
-            server.thaw()
             server.kill()
