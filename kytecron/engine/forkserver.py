@@ -424,7 +424,7 @@ class ForkServer:
             adopt_orphans()
             name_process("kyte-spare")
             # Whatever has become of the fork server's own limit: the channels must find room.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._control_fd + 1, self._files_of_runs[1]))
+            _limit_files(self._control_fd + 1, self._files_of_runs[1])
             os.closerange(3, orders.fileno())
             os.closerange(orders.fileno() + 1, self._control_fd)
             sys.path[:0] = self._python_path
@@ -438,7 +438,7 @@ class ForkServer:
             os.dup2(output, 2)
             os.dup2(control, self._control_fd, inheritable=False)
             os.closerange(3, self._control_fd)
-            resource.setrlimit(resource.RLIMIT_NOFILE, self._files_of_runs)
+            _limit_files(*self._files_of_runs)
             enter(directory)
             child.main(self._control_fd, self._door, directory)
         except BaseException:
@@ -662,6 +662,14 @@ def die_with_parent(parent: int) -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _limit_files(soft: int, hard: int) -> None:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except ValueError:  # somebody has lowered the hard limit since, which cannot be raised again
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard), hard))
 
 
 def name_process(name: str) -> None:

@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import socket
+import sys
+import termios
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -198,9 +200,15 @@ class Run:
     def never_began(self) -> bool:
         """Whether it is certain, now that all its processes are gone, that none of the job's code has run.
 
-        A process reads the whole request first, and is written to only in reply to what it says.
+        A process reads the whole request first, and is written to only in reply to what it says. What it left unread is
+        told by the end of its socket, and until then by how much of what was sent is still there: a process that was
+        forked meanwhile may hold a copy of the socket for a moment longer.
         """
-        return self.left_unread and not self.heard
+        return not self.heard and (self.left_unread or bool(self.unsent) or self._is_unread())
+
+    def _is_unread(self) -> bool:
+        size = fcntl.ioctl(self.control_fd, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(size, sys.byteorder) > 0
 
     def connect(self, control: socket.socket) -> None:
         """The job has closed its channel and comes back by another one."""

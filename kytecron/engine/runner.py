@@ -31,6 +31,7 @@ from ..core.states import Outcome, Status
 from .child import boot_time, encode_message
 from .forkserver import (
     ENDED,
+    ITSELF,
     LEASE,
     LIMIT,
     LOST_LEASE,
@@ -55,7 +56,7 @@ from .run import (
     conclude,
     conclude_alone,
 )
-from .server import LOOK_SECONDS, News, Server
+from .server import LOOK_SECONDS, News, Server, how_it_ended
 
 __all__ = [
     "Call",
@@ -551,7 +552,10 @@ class Runner:
         return min(ends, default=inf) <= boot_time()
 
     def _on_news(self, run: Run, news: News) -> None:
-        if news.what == ENDED:
+        if news.what == ENDED and news.cause == ITSELF and self._never_began(run):
+            how = how_it_ended(os.waitstatus_to_exitcode(news.number))
+            self._refuse(run, f"the process made for it {how} before the job began")
+        elif news.what == ENDED:
             self._end(run, lambda: conclude(run, news))
         elif news.what == REFUSED and news.cause == LOST_LEASE:
             self._end(run, lambda: Outcome(Status.LOST, error=LOST_LEASE_ERROR))
@@ -564,6 +568,11 @@ class Runner:
                 self._let_in(caller)
             if not run.dropped:
                 self._leave(Started(run.id, news.number, datetime.fromtimestamp(news.seconds, UTC)))
+
+    def _never_began(self, run: Run) -> bool:
+        """Whether a process is over that has not even read its request: that is no fault of the job's."""
+        self._read_control(run, READ)
+        return run.never_began
 
     def _on_server_death(self, server: Server, stuck: bool = False) -> None:
         """A job has killed or stopped the fork server. Its runs end with it; the next start makes a new one."""

@@ -284,7 +284,7 @@ class Server:
         code = self._process.poll()
         if self._stuck or code is None:
             return f"did not answer for {SILENCE_SECONDS:g} s"
-        return f"exited with status {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
+        return how_it_ended(code)
 
     def _find_orphans(self) -> list[int]:
         return [pid for pid in children_of(os.getpid()) - self.alive if self._is_orphan(pid)]
@@ -317,6 +317,11 @@ def _close_all(fds: list[int]) -> None:
     for fd in fds:
         os.close(fd)
     fds.clear()
+
+
+def how_it_ended(code: int) -> str:
+    """Of a process, with the number of a signal below zero, for people."""
+    return f"exited with status {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
 
 
 def signal_name(number: int) -> str:

@@ -106,9 +106,9 @@ def test_it_does_not_grow_with_the_runs_and_leaves_no_descriptors(runs: Runs) ->
     run_many(20)
     before = used()
     run_many(100)
-    after = used()
-    assert after[0] <= before[0] + 512
-    assert after[1:] == before[1:]
+    # More may be made for processes that are to wait just when they are counted.
+    wait_until(lambda: all(now <= then for now, then in zip(used()[1:], before[1:], strict=True)))
+    assert used()[0] <= before[0] + 512
 
 
 def test_it_loads_no_third_party_modules_and_nothing_that_runs_at_a_fork(runs: Runs) -> None:

@@ -431,6 +431,35 @@ def test_no_process_left_for_the_user_refuses_the_run(monkeypatch: pytest.Monkey
     assert told[-1].reason == "cannot start a process: Resource temporarily unavailable"
 
 
+@pytest.mark.parametrize("how", ["raise OSError", "os.kill(os.getpid(), 9)", "os._exit(1)"])
+def test_a_process_that_ends_before_the_job_began_costs_the_job_nothing(
+    make_runs: Callable[..., Runs], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    spoiled = (
+        "import os\nfrom kytecron.engine import forkserver\nname_process = forkserver.name_process\n"
+        f"def spoiled(name):\n    name_process(name)\n    if name.startswith('kyte-run'):\n        {how}\n"
+        "forkserver.name_process = spoiled\n"
+    )
+    boot = BOOT.replace("; ", "\n").replace("serve(int", f"{spoiled}serve(int")
+    monkeypatch.setattr("kytecron.engine.server.BOOT", boot)
+    runs = make_runs()
+    event = runs.wait_for(Ended | Refused, runs.start("return 1"))
+    assert isinstance(event, Refused)
+    assert event.reason.startswith("the process made for it ")
+    assert event.reason.endswith(" before the job began")
+
+
+def test_a_hard_limit_that_was_lowered_meanwhile_costs_no_job_an_attempt(runs: Runs) -> None:
+    assert runs.run("return 1").result == 1
+    server = runs.runner.server_pid or 0
+    soft, hard = resource.prlimit(server, resource.RLIMIT_NOFILE)
+    resource.prlimit(server, resource.RLIMIT_NOFILE, (soft, max(soft, hard - 1)))
+    assert [runs.run("return 1").result for _ in range(2 * SPARES)] == [1] * 2 * SPARES
+    resource.prlimit(server, resource.RLIMIT_NOFILE, (512, 512))
+    events = [runs.wait_for(Ended | Refused, runs.start("return 1")) for _ in range(2 * SPARES)]
+    assert all(isinstance(event, Refused) or event.outcome.result == 1 for event in events), events
+
+
 RUNNER = """
 import sys, time
 from tests.runs import Runs
