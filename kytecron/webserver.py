@@ -20,6 +20,8 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from .config import path_prefix
+
 COLLECT_SECONDS = 30.0
 """A request that is not complete by then is dropped."""
 ANSWER_SECONDS = 60.0
@@ -45,6 +47,7 @@ CHUNK_SIZE = re.compile(rb"[0-9a-f]{1,8}", re.I)
 GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+ELSEWHERE = b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(socket.socket):
@@ -258,6 +261,15 @@ class Worker(ThreadWorker):
             conn.parser.unreader.unread(bytes(conn.received))
             conn.received.clear()
         return super().handle(conn)
+
+    def handle_request(self, req: Any, conn: Client) -> bool | None:
+        """Answer a request that was read; what is not below the prefix of this site is nothing of ours."""
+        prefix = path_prefix().rstrip("/")
+        if prefix and req.path != prefix and not req.path.startswith(f"{prefix}/"):
+            conn.sock.sendall(ELSEWHERE)  # gunicorn takes it for a fault of the server: 500
+            return False
+        answered: bool | None = super().handle_request(req, conn)
+        return answered
 
     # -- connections go --------------------------------------------------------------------------------------
 

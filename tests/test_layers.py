@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kytecron.standalone": {"kytecron.examples", *SERVICES},
     # What gunicorn loads, before the app.
     "kytecron.gunicorn_conf": {"kytecron.logs", *SERVICES},
-    "kytecron.webserver": set(),
+    "kytecron.webserver": {"kytecron.config", *CORE},
     "kytecron.wsgi": {"kytecron.app", "kytecron.cli", "kytecron.config", "kytecron.logs", *CORE},
     # The program: every command, `up` and the worker.
     "kytecron.program": {"kytecron.VERSION", "kytecron.cli", "kytecron.engine", "kytecron.standalone"},

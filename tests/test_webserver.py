@@ -318,3 +318,6 @@ def test_a_prefix_that_gunicorn_is_told_stays(sqlite_settings: Settings) -> None
     with serving(sqlite_settings, SCRIPT_NAME="/cron") as port:
         answer, _ = Server(port, 0, 0, []).ask("/cron/jobs")
         assert answer.headers["Location"] == "/cron/sign-in?next=/jobs"
+        for path in ("/jobs", "/", "/cronies", "/healthz", "/cron%2fjobs"):
+            assert Server(port, 0, 0, []).ask(path)[0].status == 404, path
+        assert Server(port, 0, 0, []).ask("/cron/healthz")[0].status == 200
