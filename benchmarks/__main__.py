@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks [--only P1,P2] [--database sqlite|mariadb|both] [--runs N] [--json FILE]`.
+"""`make bench`, or `python -m benchmarks` with `--only P1,P2`, `--database sqlite`, `--runs N`, `--json FILE`.
 
 Absolute figures wander on a busy machine; each is printed beside a yardstick measured in the same run.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kytecron.config import Settings
 from kytecron.store import db, schema
+from tests import postgres
 from tests.mariadb import MariaDB, find_mariadbd
 
 from . import figures, reading, rq, scheduling
@@ -43,18 +44,21 @@ def main() -> int:
     parser.add_argument(
         "--only", default=",".join(MEASURES), help="rows of docs/performance.md, such as P1,P2"
     )
-    parser.add_argument("--database", choices=("sqlite", "mariadb", "both"), default="both")
+    parser.add_argument("--database", choices=(*DATABASES, "all"), default="all")
     parser.add_argument("--runs", type=int, default=5_000_000, help="in the database that P7 reads")
     parser.add_argument("--json", type=Path, help="also write the figures into this file")
     options = parser.parse_args()
     if "P2" in options.only.split(",") and (left_out := rq.missing()):
         print(left_out)
     found: list[Figure] = []
-    for name, connect in {"sqlite": _sqlite, "mariadb": _mariadb}.items():
-        if options.database not in (name, "both"):
+    for name, connect in DATABASES.items():
+        if options.database not in (name, "all"):
             continue
         if name == "mariadb" and find_mariadbd() is None:
             print("mariadb: no mariadbd on this machine (package mariadb-server), left out")
+            continue
+        if name == "postgresql" and postgres.find_binaries() is None:
+            print("postgresql: no server on this machine (package postgresql), left out")
             continue
         for number in options.only.split(","):
             with (
@@ -86,6 +90,22 @@ def _mariadb() -> Iterator[Place]:
             yield _migrated(settings), server.process.pid
         finally:
             server.stop()
+
+
+@contextmanager
+def _postgresql() -> Iterator[Place]:
+    with tempfile.TemporaryDirectory() as instance, postgres.directory() as directory:
+        server = postgres.PostgreSQL(directory)
+        server.start()
+        try:
+            assert server.process
+            settings = Settings(instance_path=Path(instance), database_url=server.url)
+            yield _migrated(settings), server.process.pid
+        finally:
+            server.kill()
+
+
+DATABASES = {"sqlite": _sqlite, "mariadb": _mariadb, "postgresql": _postgresql}
 
 
 def _migrated(settings: Settings) -> Settings:
