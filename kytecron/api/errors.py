@@ -12,32 +12,15 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import RoutingException
 
 from ..core.errors import (
-    Busy,
     Conflict,
-    Forbidden,
     Invalid,
     KytecronError,
-    NotFound,
-    Stale,
-    TooManyRequests,
-    Unavailable,
-    UnderWay,
+    TryLater,
 )
 from ..requestdb import db
 from ..store.db import CommitUnknown, cause, give_up, is_outage
 
 log = logging.getLogger(__name__)
-
-STATUSES: dict[type[KytecronError], int] = {
-    NotFound: 404,
-    Invalid: 422,
-    Stale: 412,
-    Conflict: 409,
-    Forbidden: 403,
-    TooManyRequests: 429,
-    Unavailable: 503,
-    Busy: 503,
-}
 
 HTTP_ERRORS = {
     400: ("malformed", "The request is malformed"),
@@ -82,16 +65,11 @@ def answer(error: Exception) -> Response:
     give_up(db.session())
     match error:
         case Invalid():
-            return shape(422, "invalid", error.message, fields=error.fields)
-        case Stale():
-            return shape(412, error.code, error.message, details=error.details)
-        case UnderWay():
-            return shape(409, error.code, error.message, headers={"Retry-After": str(error.retry_after)})
+            return _on_purpose(error, fields=error.fields)
+        case TryLater():
+            return _on_purpose(error, headers={"Retry-After": str(error.retry_after)})
         case Conflict():
-            return shape(409, error.code, error.message, details=error.details)
-        case TooManyRequests() | Busy():
-            headers = {"Retry-After": str(error.retry_after)}
-            return shape(STATUSES[type(error)], error.code, error.message, headers=headers)
+            return _on_purpose(error, details=error.details)
         case KytecronError():
             return _on_purpose(error)
         case Malformed():
@@ -114,11 +92,10 @@ def answer(error: Exception) -> Response:
     return shape(500, "internal", "Something went wrong on the server; it is written to its log")
 
 
-def _on_purpose(error: KytecronError) -> Response:
-    status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
-    if status == 500:
+def _on_purpose(error: KytecronError, **more: Mapping[str, Any]) -> Response:
+    if error.http_status == 500:
         log.error("%s: %s", error.code, error.message)
-    return shape(status, error.code, error.message)
+    return shape(error.http_status, error.code, error.message, **more)
 
 
 def _http(error: HTTPException) -> Response:

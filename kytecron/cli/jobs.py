@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ import click
 from ..core.choices import ScheduleType
 from ..core.errors import Invalid
 from ..core.fields import DEFAULTS, FIELDS
+from ..core.jobspec import read_parameters
 from ..core.preview import MAX_PREVIEW
 from ..core.states import FINAL, Status
 from ..core.zones import zone
@@ -367,12 +367,9 @@ def _parameters(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Invalid({"parameters": 'parameters must be a JSON object, such as {"region": "eu"}'})
-    return value
+        return read_parameters(text)
+    except ValueError as error:
+        raise Invalid({"parameters": f"parameters {error}"}) from None
 
 
 def _wait(run: CronJobExecution, timeout: float | None) -> bool:

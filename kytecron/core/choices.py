@@ -109,6 +109,13 @@ class Source(StrEnum):
     PYTHON = "python"
 
 
+class Channel(StrEnum):
+    """By what a message goes out."""
+
+    SLACK = "slack"
+    EMAIL = "email"
+
+
 class MessageKind(StrEnum):
     """What a message tells."""
 

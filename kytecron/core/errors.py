@@ -9,9 +9,13 @@ from .untrusted import cut
 
 
 class KytecronError(Exception):
-    """Base of every error below. `code` is stable and machine-readable, `str(error)` is for people."""
+    """Base of every error below. `code` is stable and machine-readable, `str(error)` is for people.
+
+    `http_status` is what pages and API answer with.
+    """
 
     code = "error"
+    http_status = 500
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -22,6 +26,7 @@ class NotFound(KytecronError):
     """The named thing does not exist."""
 
     code = "not_found"
+    http_status = 404
 
 
 class Invalid(KytecronError):
@@ -31,6 +36,7 @@ class Invalid(KytecronError):
     """
 
     code = "invalid"
+    http_status = 422
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self.fields = cut(fields)
@@ -44,6 +50,7 @@ class Conflict(KytecronError):
     """
 
     code = "conflict"
+    http_status = 409
 
     def __init__(self, message: str, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -54,16 +61,21 @@ class Stale(Conflict):
     """What the caller believes the present state to be (`If-Match`) is not what it is; `details` has both sides."""
 
     code = "precondition_failed"
+    http_status = 412
 
 
-class UnderWay(Conflict):
-    """The same request is being carried out just now; `retry_after` is in seconds."""
-
-    code = "in_progress"
+class TryLater(KytecronError):
+    """Base of what passes by itself; `retry_after` is in seconds."""
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class UnderWay(TryLater, Conflict):
+    """The same request is being carried out just now."""
+
+    code = "in_progress"
 
 
 class Unreadable(KytecronError):
@@ -76,29 +88,25 @@ class Forbidden(KytecronError):
     """The actor's role does not allow this."""
 
     code = "forbidden"
+    http_status = 403
 
 
 class Unavailable(KytecronError):
     """Nothing can be done now, whatever is asked: the database's tables are not those of this version."""
 
     code = "unavailable"
+    http_status = 503
 
 
-class TooManyRequests(KytecronError):
-    """A throttle said no; `retry_after` is in seconds."""
+class TooManyRequests(TryLater):
+    """A throttle said no."""
 
     code = "too_many_requests"
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    http_status = 429
 
 
-class Busy(KytecronError):
-    """As many of these are under way as may be at once; `retry_after` is in seconds."""
+class Busy(TryLater):
+    """As many of these are under way as may be at once."""
 
     code = "busy"
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+    http_status = 503

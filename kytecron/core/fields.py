@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from .choices import (
+    Channel,
     DependencyMode,
     IntervalAnchor,
     LostContact,
@@ -607,6 +608,8 @@ SCHEDULE_FIELDS = tuple(name for name, one in FIELDS.items() if one.schedules)
 REPLANNED_BY = frozenset(name for name, one in FIELDS.items() if one.replans)
 PREVIEWED = tuple(name for name in FIELDS if name in REPLANNED_BY or name == "max_runs")
 """What says which slots come: a preview is asked for with these. `max_runs` ends them, and changes no next one."""
+TARGETS = {Channel.SLACK: "slack_webhook", Channel.EMAIL: "notification_email"}
+"""Where messages go by each channel: the field that holds the address."""
 SECRET_FIELDS = frozenset(name for name, one in FIELDS.items() if one.secret)
 COLUMNS = tuple(name for name, one in FIELDS.items() if one.kind is not Kind.JOBS)
 """The fields that are columns of the job's row; parents are edges of a graph."""

@@ -169,10 +169,7 @@ class _Rules(BaseModel):
     @classmethod
     def _parameters_from_text(cls, value: Any) -> Any:
         if isinstance(value, str):
-            try:
-                return json.loads(value) if value.strip() else {}
-            except (ValueError, RecursionError):
-                raise ValueError('must be a JSON object, such as {"region": "eu"}') from None
+            return read_parameters(value) if value.strip() else {}
         return {} if value is None else value
 
     @field_validator("parameters", check_fields=False)
@@ -206,6 +203,20 @@ else:
     )
 
 
+NO_OBJECT = 'must be a JSON object, such as {"region": "eu"}'
+
+
+def read_parameters(text: str) -> dict[str, Any]:
+    """Return the JSON object that somebody typed; raises ValueError for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(NO_OBJECT) from None
+    if not isinstance(value, dict):
+        raise ValueError(NO_OBJECT)
+    return value
+
+
 def check_parameters(value: Any) -> dict[str, Any]:
     """`value` if it is a JSON object of bounded size that can be stored; raises ValueError otherwise."""
     try:
@@ -213,7 +224,7 @@ def check_parameters(value: Any) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError):
         raise ValueError("must be plain JSON values") from None
     if not isinstance(value, dict):
-        raise ValueError('must be a JSON object, such as {"region": "eu"}')
+        raise ValueError(NO_OBJECT)
     if len(text) > MAX_PARAMETERS_BYTES:
         raise ValueError(f"must be at most {MAX_PARAMETERS_BYTES} bytes of JSON")
     for key in _keys(value):

@@ -24,14 +24,15 @@ from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ..config import Settings
-from ..core.choices import MessageKind, MessageStatus
+from ..core.choices import Channel, MessageKind, MessageStatus
+from ..core.fields import TARGETS
 from ..core.states import ENDED, UNSUCCESSFUL, Status
 from ..core.words import in_words
 from ..store import db
@@ -179,9 +180,9 @@ def on_settled(session: Session, event: SettledEvent) -> None:
                 session.add(row)
 
 
-def _channels(job: Any) -> dict[str, str]:
-    found = {"slack": job.slack_webhook, "email": job.notification_email}
-    return {channel: target.strip() for channel, target in found.items() if target and target.strip()}
+def _channels(job: Any) -> dict[Channel, str]:
+    found = {channel: (getattr(job, name) or "").strip() for channel, name in TARGETS.items()}
+    return {channel: target for channel, target in found.items() if target}
 
 
 def _told(session: Session, event: SettledEvent) -> bool:
@@ -313,13 +314,17 @@ def _send_all(settings: Settings, letters: Sequence[_Letter]) -> Iterator[tuple[
 def _send(settings: Settings, channel: str, target: str, payload: Any) -> _Result:
     """Never raises: whatever goes wrong with one message is that message's result."""
     try:
+        if channel not in set(Channel):
+            return DeliveryFailed(f"unknown channel {channel!r}", permanent=True)
         content = _content(payload, settings)
-        if channel == "slack":
-            post_json(target, _slack(content), settings)
-            return ""
-        if channel == "email":
-            return _send_email(target, content, settings)
-        return DeliveryFailed(f"unknown channel {channel!r}", permanent=True)
+        match Channel(channel):
+            case Channel.SLACK:
+                post_json(target, _slack(content), settings)
+                return ""
+            case Channel.EMAIL:
+                return _send_email(target, content, settings)
+            case never:
+                assert_never(never)
     except DeliveryFailed as failure:
         return failure
     except Exception as error:
@@ -388,8 +393,8 @@ def _backoff(attempts: int) -> timedelta:
 @transactional
 def note_test(session: Session, channel: str, target: str, actor: Actor) -> None:
     """Write down that somebody sends a test message: it goes to whom they chose, in our name."""
-    target_field = {"slack": "slack_webhook", "email": "notification_email"}[channel]
-    audit.record(session, actor, "test_message", ("channel", channel), after={target_field: target})
+    address = TARGETS[Channel(channel)]
+    audit.record(session, actor, "test_message", ("channel", channel), after={address: target})
 
 
 def test_channel(settings: Settings, channel: str, target: str) -> str | None:

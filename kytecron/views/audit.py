@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..store.models import CronAudit
+from .programs import names
 
 
 class Change(NamedTuple):
@@ -60,10 +61,7 @@ class AuditView:
         return tuple(_changes(self.before or {}, self.after or {}))
 
 
-ENTRY = (
-    *("id", "at", "actor", "source", "ip", "action", "subject_type", "subject_id", "subject_name"),
-    *("before", "after"),
-)
+ENTRY = names(AuditView)
 
 
 def entries(rows: Iterable[CronAudit]) -> list[AuditView]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, assert_never
 
 from ..core import words
 from ..core.choices import OverlapPolicy, RetryStrategy
-from ..core.fields import FIELDS, Group, JobField, Kind, in_group
+from ..core.fields import FIELDS, TARGETS, Group, JobField, Kind, in_group
 from ..core.words import in_words
 from ..store.models import CronJob
 
@@ -58,7 +58,7 @@ def facts(job: CronJob) -> tuple[Facts, ...]:
 
 
 def _rows(job: CronJob, group: Group) -> list[Fact]:
-    if group is Group.NOTIFICATIONS and not (job.slack_webhook or job.notification_email):
+    if group is Group.NOTIFICATIONS and not any(getattr(job, name) for name in TARGETS.values()):
         return [NO_CHANNEL]
     told = [one for one in in_group(group) if one.name not in SAID_BY_THE_PAGE | SAID_WITH_ANOTHER]
     told = [one for one in told if not one.schedules]  # the schedule is a sentence of its own

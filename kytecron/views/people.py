@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from ..store.models import CronSession, CronToken, CronUser
+from .programs import names
 
 BROWSERS = {"Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari"}
 """By what their user agent says; the first that is found counts, as most claim to be others too."""
@@ -38,7 +39,7 @@ class UserView:
         return "enabled" if self.has_password else "no password yet"
 
 
-USER = ("id", "username", "role", "enabled", "has_password", "created_at", "last_login_at")
+USER = names(UserView)
 
 
 def users(rows: Iterable[CronUser]) -> list[UserView]:
@@ -78,9 +79,7 @@ class TokenView:
         return {name: getattr(self, name) for name in TOKEN}
 
 
-TOKEN = (
-    *("id", "name", "role", "state", "created_at", "created_by", "expires_at", "revoked_at", "last_used_at"),
-)
+TOKEN = names(TokenView)
 
 
 def tokens(rows: Iterable[CronToken], now: datetime) -> list[TokenView]:

@@ -16,6 +16,7 @@ from ..store.models import CronJobExecution
 from ..store.queries import ExecutionDetail, ExecutionRow
 from . import jobs
 from .jobs import JobView
+from .programs import names
 
 ORIGINS: dict[str, str] = {
     Origin.SCHEDULE: "schedule",
@@ -366,7 +367,7 @@ class LockView:
         return {name: getattr(self, name) for name in LOCK}
 
 
-LOCK = ("execution_id", "job_id", "job_name", "locked_by", "locked_at", "locked_until", "stale")
+LOCK = names(LockView, "started_at", "asked_to_stop")
 
 
 def locks(rows: Iterable[ExecutionRow], now: datetime) -> list[LockView]:

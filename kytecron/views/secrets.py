@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..store.models import CronJob, CronSecret
+from .programs import names
 
 
 class Granted(NamedTuple):
@@ -33,7 +34,7 @@ class SecretView:
         return {name: getattr(self, name) for name in SECRET} | {"jobs": [job._asdict() for job in self.jobs]}
 
 
-SECRET = ("id", "name", "created_at", "updated_at", "updated_by")
+SECRET = names(SecretView, "jobs")
 
 
 def secrets(rows: Iterable[CronSecret], granted: Mapping[int, Sequence[CronJob]]) -> list[SecretView]:

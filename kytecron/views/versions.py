@@ -9,12 +9,7 @@ from typing import Any
 
 from ..core import diff
 from ..store.models import KyteCronJobVersion
-
-VERSION = (
-    *("version_number", "content_hash", "is_current", "message", "lines_added", "lines_removed"),
-    *("lines_changed", "lines_before", "lines_after", "created_at", "created_by"),
-)
-"""What programs are told of a version's row as it is."""
+from .programs import names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +51,10 @@ class VersionView:
         """How many lines it has, and how many it changed."""
         changed = f"{self.lines_added} added, {self.lines_removed} removed, {self.lines_changed} changed"
         return f"{self.lines_after}: {changed}"
+
+
+VERSION = names(VersionView, "job_id", "shared_by")
+"""What programs are told of a version's row as it is."""
 
 
 def views(rows: Iterable[KyteCronJobVersion], sharing: Mapping[str, int] | None = None) -> list[VersionView]:

@@ -15,6 +15,7 @@ from ..core.workers import LIVING, WorkerState
 from ..services import registry
 from ..services.registry import VERSION, Known
 from ..store.models import CronWorkerRecord
+from .programs import names
 
 LATE_RENEWALS = 3
 """A living worker that has missed so many reports of its own is told of."""
@@ -81,11 +82,7 @@ class WorkerView:
         return self.stopped_at or self.last_seen_at
 
 
-PLAIN = (
-    *("worker_id", "host", "pid", "version", "running", "clock_skew_ms", "tzdata", "lease_seconds"),
-    *("renew_seconds", "started_at", "last_seen_at", "stopped_at", "gone_at", "statistics"),
-    *("trouble", "trouble_since", "trouble_jobs"),
-)
+PLAIN = names(WorkerView, "state", "sentence", "notes", "tags", "capacity", "other_tzdata")
 """What a view takes from its row as it is."""
 
 

@@ -11,12 +11,8 @@ from werkzeug.exceptions import HTTPException
 
 from ..core.errors import (
     Busy,
-    Conflict,
-    Forbidden,
-    Invalid,
     KytecronError,
-    NotFound,
-    TooManyRequests,
+    TryLater,
     Unavailable,
 )
 from ..requestdb import db
@@ -26,15 +22,6 @@ from .render import back, is_htmx, tell
 
 log = logging.getLogger(__name__)
 
-STATUS: dict[type[KytecronError], int] = {
-    NotFound: 404,
-    Invalid: 422,
-    Conflict: 409,
-    Forbidden: 403,
-    TooManyRequests: 429,
-    Unavailable: 503,
-    Busy: 503,
-}
 SAID_OF: dict[type[KytecronError], str] = {Unavailable: "Not available", Busy: "Too many at once"}
 TITLES = {
     400: "The form is out of date",
@@ -69,11 +56,10 @@ def register(app: Flask) -> None:
 
 
 def _on_purpose(error: KytecronError) -> Response:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    if status == 500:
+    if error.http_status == 500:
         log.error("%s: %s", error.code, error.message)
-    response = show(status, error.message, SAID_OF.get(type(error), ""))
-    if isinstance(error, TooManyRequests | Busy):
+    response = show(error.http_status, error.message, SAID_OF.get(type(error), ""))
+    if isinstance(error, TryLater):
         response.headers["Retry-After"] = str(error.retry_after)
     return response
 

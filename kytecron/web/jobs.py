@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -14,6 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from ..core import words as labels
 from ..core.choices import Role
 from ..core.errors import Invalid
+from ..core.jobspec import read_parameters
 from ..core.states import FINAL
 from ..services import deadletters, versions, why
 from ..services.jobs import CronJobManager
@@ -206,12 +206,9 @@ def _parameters(text: str) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise Invalid({"parameters": 'parameters must be a JSON object, such as {"region": "eu"}'})
-    return value
+        return read_parameters(text)
+    except ValueError as error:
+        raise Invalid({"parameters": f"parameters {error}"}) from None
 
 
 def _version(text: str) -> int | None:

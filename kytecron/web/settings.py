@@ -7,8 +7,9 @@ from typing import Any
 from flask import render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from ..core.choices import Role
+from ..core.choices import Channel, Role
 from ..core.errors import Invalid
+from ..core.fields import LABELS, TARGETS
 from ..services import notify, throttle
 from ..services.showing import shown
 from . import access
@@ -17,7 +18,7 @@ from .render import done
 
 area = access.area("settings", __name__, "/settings")
 
-CHANNELS = [("slack", "Slack webhook"), ("email", "Email")]
+CHANNELS = [(channel, LABELS[name]) for channel, name in TARGETS.items()]
 MAX_TARGET = 500
 TESTS_PER_MINUTE = 10
 
@@ -34,7 +35,7 @@ def _page(**more: Any) -> str:
         "settings": shown(access.settings()),
         "channels": CHANNELS,
         "errors": {},
-        "channel": "slack",
+        "channel": Channel.SLACK,
         "target": "",
     }
     return render_template("settings/page.html", **context | more)
@@ -63,8 +64,8 @@ def test_message() -> AnyResponse | tuple[str, int]:
 
 def _check(channel: str, target: str) -> None:
     wrong = {}
-    if channel not in dict(CHANNELS):
-        wrong["channel"] = "Invalid channel. Must be one of: " + ", ".join(dict(CHANNELS))
+    if channel not in set(Channel):
+        wrong["channel"] = "Invalid channel. Must be one of: " + ", ".join(Channel)
     if not 1 <= len(target) <= MAX_TARGET:
         wrong["target"] = f"target must be an address of 1 to {MAX_TARGET} characters"
     if wrong:

@@ -858,7 +858,7 @@ def test_a_mail_reaches_all_its_addresses_as_text_and_html(
 
 def send_mail(event: SettledEvent, settings: Settings, target: str = "ada@example.org") -> Any:
     (message,) = messages(event)
-    return notify._send(settings, "email", target, json.dumps(message.facts))
+    return notify._send(settings, "email", target, message.facts)
 
 
 def test_no_text_of_a_job_becomes_a_header_or_markup(mail: MailServer) -> None:
