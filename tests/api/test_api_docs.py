@@ -16,6 +16,7 @@ from kytecron.api import errors, openapi
 from kytecron.api.routing import ROUTES
 from kytecron.config import ROOT, Settings
 from kytecron.core.choices import PUBLIC
+from kytecron.core.errors import KytecronError
 from kytecron.services.throttle import TRIGGERS_PER_MINUTE
 from tests.servers import serving
 from tests.workers import working
@@ -89,11 +90,18 @@ def test_every_address_that_the_page_names_is_a_route() -> None:
 
 def test_the_page_names_every_status_and_the_throttle() -> None:
     text = PAGE.read_text()
-    for status in {*errors.HTTP_ERRORS, *errors.STATUSES.values(), 500, 503}:
+    for status in {*errors.HTTP_ERRORS, *(kind.http_status for kind in kinds(KytecronError)), 503}:
         assert f"| {status} |" in text
     for code, _ in errors.HTTP_ERRORS.values():
         assert f"`{code}`" in text
     assert f"over {TRIGGERS_PER_MINUTE} triggers" in text
+
+
+def kinds(error: type[KytecronError]) -> Iterator[type[KytecronError]]:
+    """The errors below `error`, and it."""
+    yield error
+    for below in error.__subclasses__():
+        yield from kinds(below)
 
 
 def test_the_document_describes_every_route_but_itself(callers: dict[str, Caller]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,10 +14,11 @@ from kytecron.config import Settings
 from kytecron.core.states import Claim, Outcome, Status
 from kytecron.services import deadletters, doctor, lifecycle, retention
 from kytecron.services.audit import Actor
+from kytecron.services.endings import LETTERS
 from kytecron.services.jobs import CronJobManager
 from kytecron.services.recount import compare, recount, recount_job
 from kytecron.store import db
-from kytecron.store.figures import execution_summary, job_statistics
+from kytecron.store.figures import Figures, execution_summary, job_statistics
 from kytecron.store.models import CronJob, CronJobDailyStat, CronJobExecution
 from tests.factories import LEASE, WORKER, add_job, ago, claim_one, fresh, runs_of
 
@@ -280,3 +281,9 @@ def test_runs_that_retention_removed_stay_counted(
     assert told(engine, settings)[0] == "problem"
     assert told(engine, settings, fix=True)[0] == "fixed"
     assert figures_of(session, job) == right
+
+
+def test_every_ending_is_counted_each_day_and_told_in_figures() -> None:
+    counted = {str(status) for status in LETTERS}
+    assert counted <= {column.name for column in CronJobDailyStat.__table__.columns}
+    assert counted <= {one.name for one in fields(Figures)}
