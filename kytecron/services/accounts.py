@@ -464,12 +464,12 @@ def create_token(
     expires_days: int | None,
     actor: Actor,
     *,
-    creator_role: str = Role.ADMIN,
+    creator_role: str = ROLES[-1],
     creator_token: int | None = None,
 ) -> tuple[CronToken, str]:
     """A new API token: its row, and the token itself, which is never shown again.
 
-    `creator_role` is the role of whoever asks (the command line is an administrator). A token made in the pages
+    `creator_role` is the role of whoever asks (the command line may do everything). A token made in the pages
     ends with its maker: disabling or deleting them revokes it, a lower role revokes what reaches above it. The
     same holds for a token made with a token of theirs, `creator_token`.
 
