@@ -16,9 +16,6 @@ from tests import rendered
 from tests.pages import ASKED, Visitor, database
 from tests.security.test_access_table import PAGES
 
-NOT_TEMPLATES = {"/jobs/{job_id}/versions/{number}/code"}
-"""Files; the log is one, too, unless htmx asks."""
-
 
 @pytest.mark.parametrize("part", [False, True], ids=["page", "part"])
 @pytest.mark.parametrize("address", [one.removeprefix("GET ") for one in PAGES if one.startswith("GET ")])
