@@ -39,6 +39,7 @@ CODE = "class Job(CronJobBase):\n    def execute(self):\n        pass\n"
 def set_revision(session: Session, revision: str) -> str:
     """Let the database be at another migration; returns the one that it was at."""
     before: str = session.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+    session.rollback()  # SQLite lets no transaction write that has read before a worker wrote
     session.execute(sa.text("UPDATE alembic_version SET version_num = :it"), {"it": revision})
     session.commit()
     return before
