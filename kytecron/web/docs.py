@@ -42,6 +42,7 @@ DOCUMENTS = {
         "guarantees": "What is promised, what proves it, and the limits; restoring a backup",
         "security": "What is protected, from whom, and what is not",
         "performance": "What was measured, and how",
+        "scaling": "What one database carries, and what to do beyond it",
     },
     "Changing it": {
         "architecture": "The house, the way of a run, the states",
