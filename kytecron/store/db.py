@@ -65,10 +65,10 @@ def address(url: str | URL) -> URL:
     """A database's address with the driver that is used. Raises Invalid for one that cannot be used."""
     try:
         parsed = dialects.with_driver(make_url(url))
-        dialects.of_address(parsed).options(
-            parsed, STATEMENT_SECONDS, None
-        )  # looks at the options of an address
+        dialects.of_address(parsed).options(parsed, STATEMENT_SECONDS, None)  # looks at an address's own
         parsed.get_dialect().import_dbapi()
+        if set(parsed.host or "") & set("[] "):  # those of an IPv6 address are taken off
+            raise ValueError(f"{parsed.host!r} is no host")
     # ValueError: a port that is no number
     except (ArgumentError, ImportError, LookupError, ValueError) as error:
         raise Invalid(

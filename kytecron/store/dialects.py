@@ -196,7 +196,9 @@ class Dialect:
     look: Callable[[sa.Connection, str], Health]
     """Look whether the database itself is sound; the second is its title and version."""
     lock_holders: sa.TextClause | None
-    """Other connections that hold locks on rows, up to :most: id, user, host, and since when they are silent."""
+    """Other connections that hold locks on rows and wait for none, up to :most: id, user, host, and since when they are
+    silent.
+    """
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -711,7 +713,8 @@ MYSQL = Dialect(
     lock_holders=sa.text(
         "SELECT p.id, p.user, p.host, p.time FROM information_schema.innodb_trx t "
         "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id "
-        "WHERE t.trx_rows_locked > 0 AND p.id <> connection_id() ORDER BY t.trx_started LIMIT :most"
+        "WHERE t.trx_rows_locked > 0 AND t.trx_state <> 'LOCK WAIT' AND coalesce(p.state, '') NOT LIKE 'Waiting for%' "
+        "AND p.id <> connection_id() ORDER BY t.trx_started LIMIT :most"
     ),
 )
 MARIADB = replace(
@@ -984,6 +987,7 @@ POSTGRESQL = Dialect(
         "SELECT pid AS id, usename AS user, coalesce(host(client_addr), 'a socket') AS host, "
         "floor(extract(epoch FROM clock_timestamp() - state_change))::bigint AS time FROM pg_stat_activity "
         "WHERE datname = current_database() AND backend_xid IS NOT NULL AND pid <> pg_backend_pid() "
+        "AND wait_event_type IS DISTINCT FROM 'Lock' "
         "ORDER BY xact_start LIMIT :most"
     ),
 )
