@@ -232,10 +232,14 @@ class Channel:
             raise RuntimeError("only the job's own process can talk to the worker, not one that it forked")
 
 
-def _identity(fd: int) -> tuple[int, int]:
-    """Which file a descriptor stands for."""
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
+def _identity(fd: int) -> object:
+    """Which file a descriptor stands for. Raises OSError for one that is closed."""
+    try:
+        # One text; what fstat tells is twenty objects, which a young process has no room for yet.
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except FileNotFoundError:
+        found = os.fstat(fd)  # there is no /proc: the job has changed its root
+        return found.st_dev, found.st_ino
 
 
 def _connect(door: str) -> int:
@@ -381,9 +385,13 @@ exec(globals().pop("code"))
 class _Place:
     """Where the code of this process's job may be written, and what it is."""
 
-    directory = ""
-    filename = ""
-    source = ""
+    __slots__ = ("directory", "filename", "source")
+
+    def __init__(self) -> None:
+        self.directory = self.filename = self.source = ""
+
+
+_place = _Place()
 
 
 def _write_module(_: types.ModuleType | None = None) -> None:
@@ -391,15 +399,15 @@ def _write_module(_: types.ModuleType | None = None) -> None:
 
     Last in the path: it hides nothing. Written now, because nothing tells when a process is started.
     """
-    directory = _Place.directory
+    directory = _place.directory
     if not directory or directory in sys.path:
         return
     try:
         os.mkdir(directory, 0o700)
         os.utime(directory.removesuffix(CODE))  # the run's directory counts as used: both go in the end
         path = f"{directory}/{MODULE}.txt"
-        _write(path, _Place.source.encode("utf-8", "surrogatepass"))
-        copy = COPY.format(path=path, filename=_Place.filename, shared=f"{directory}/{SHARED}")
+        _write(path, _place.source.encode("utf-8", "surrogatepass"))
+        copy = COPY.format(path=path, filename=_place.filename, shared=f"{directory}/{SHARED}")
         _write(f"{directory}/{MODULE}.py", copy.encode())
     except OSError as error:
         # Those processes would end as they start, and a pool would start others for ever.
@@ -409,8 +417,8 @@ def _write_module(_: types.ModuleType | None = None) -> None:
 
 
 def _note_names(tracker: types.ModuleType) -> None:
-    if _Place.directory:
-        shared.note_names(tracker, f"{_Place.directory}/{SHARED}")
+    if _place.directory:
+        shared.note_names(tracker, f"{_place.directory}/{SHARED}")
 
 
 def _write(path: str, data: bytes) -> None:
@@ -485,7 +493,7 @@ def main(control: int, door: str, directory: str) -> NoReturn:
     try:
         channel = Channel(control, door)
         request = channel.request()
-        _Place.directory = directory + CODE
+        _place.directory = directory + CODE
         _signals.install()
         gc.freeze()  # what has come up since the fork server froze its own
         gc.enable()
@@ -519,9 +527,8 @@ def _run(channel: Channel, request: dict[str, Any]) -> int:
         report, exit_code = _ending(errors, result, run, request)
     except BaseException as own:  # an exception class of the job's that cannot even be looked at
         report, exit_code = {"end": "failed", "error": _headline(own)}, 1
-    for ended in (*errors, error, tear_down_error, exit_error):
-        _forget_frames(ended)
-    job = result = error = tear_down_error = exit_error = ended = None
+    _forget_frames(*errors)
+    job = result = error = tear_down_error = exit_error = None
     errors.clear()
     _finalize()
     try:
@@ -556,7 +563,7 @@ def _describe(request: dict[str, Any], channel: Channel) -> api.Run:
 def _create(request: dict[str, Any], run: api.Run, channel: Channel) -> api.CronJobBase:
     filename = f"<job {request['job_id']} v{request['version']}>"
     sys.argv = [filename]
-    _Place.filename, _Place.source = filename, request["code"]
+    _place.filename, _place.source = filename, request["code"]
     _limit_cpu(request["cpu_limit_seconds"])
     _limit_memory(request["memory_limit_mb"])
     api.enter(run)
@@ -644,14 +651,17 @@ def _let_go(scope: dict[str, Any]) -> None:
     Its functions, classes and modules stay: finalizers need them.
     """
     for name, value in list(scope.items()):
-        if not isinstance(value, types.ModuleType | types.FunctionType | type):
+        if not isinstance(value, _STAYS):
             scope[name] = None
 
 
-def _forget_frames(error: BaseException | None) -> None:
+_STAYS = (types.ModuleType, types.FunctionType, type)
+
+
+def _forget_frames(*errors: BaseException | None) -> None:
     """Let go of what the functions that failed still hold: files that end with their last use, above all."""
     seen = set()
-    waiting = [error]
+    waiting = [*errors]
     while waiting:
         error = waiting.pop()
         if error is not None and id(error) not in seen:
@@ -663,17 +673,15 @@ def _forget_frames(error: BaseException | None) -> None:
 def _close_files() -> None:
     """Write out every file that is still open, the outermost layer first: text, compression, bytes."""
     texts, others, buffers = [], [], []
-    for item in gc.get_objects():
+    # By their types alone: an object of the job's may answer for itself, with anything.
+    for item in [found for found in gc.get_objects() if issubclass(type(found), _io._IOBase)]:
         kind = type(item)
-        if kind in _PLAIN:
-            continue
-        if issubclass(kind, _io._IOBase):
-            if issubclass(kind, _io.TextIOWrapper):
-                texts.append(item)
-            elif issubclass(kind, _io.BufferedWriter | _io.BufferedRandom):
-                buffers.append(item)
-            elif kind.__module__ != "_io":
-                others.append(item)
+        if issubclass(kind, _io.TextIOWrapper):
+            texts.append(item)
+        elif issubclass(kind, _io.BufferedWriter | _io.BufferedRandom):
+            buffers.append(item)
+        elif kind.__module__ != "_io":
+            others.append(item)
     for file in (*texts, *others, *buffers):
         try:
             if not file.closed:
@@ -681,10 +689,6 @@ def _close_files() -> None:
         except Exception:
             traceback.print_exc()  # a full disk, say: where nobody looks for it otherwise
     _libc.fflush(None)  # what libraries in C have written
-
-
-_PLAIN = (dict, list, tuple, set, types.FunctionType, type, types.CellType, types.MethodType)
-"""Most of all objects, told apart quickly."""
 
 
 def _leave_as_copy(error: BaseException | None) -> int:
