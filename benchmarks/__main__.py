@@ -75,13 +75,13 @@ def main() -> int:
 
 @contextmanager
 def _sqlite() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         yield _migrated(Settings(instance_path=Path(directory))), None
 
 
 @contextmanager
 def _mariadb() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         server = MariaDB(Path(directory), "--innodb-buffer-pool-size=1G")
         server.start()
         try:
@@ -94,7 +94,7 @@ def _mariadb() -> Iterator[Place]:
 
 @contextmanager
 def _postgresql() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory() as instance, postgres.directory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as instance, postgres.directory() as directory:
         server = postgres.PostgreSQL(directory)
         server.start()
         try:

@@ -17,7 +17,8 @@ class Policy(StrEnum):
     @classmethod
     def of(cls, word: object) -> Self:
         """Return the member that `word` names, or the first one."""
-        return cls._value2member_map_.get(word, next(iter(cls)))  # type: ignore[return-value]
+        known = cls._value2member_map_.get(word)
+        return next(iter(cls)) if known is None else known  # type: ignore[return-value]
 
 
 class ScheduleType(StrEnum):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 from .choices import (
@@ -640,6 +641,7 @@ def in_group(group: Group) -> tuple[JobField, ...]:
     return tuple(one for one in FIELDS.values() if one.group is group)
 
 
+@cache
 def read_by(reader: Reader) -> tuple[str, ...]:
     """Return the names of the columns that `reader` reads."""
     return tuple(name for name, one in FIELDS.items() if reader in one.readers)
