@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from typing import Any, NamedTuple
 
 
@@ -52,7 +51,6 @@ MOVES: dict[Status, frozenset[Status]] = {
 }
 
 
-@cache
 def sources(new: Status) -> tuple[Status, ...]:
     """Return the states that an execution may become `new` from: what every statement that moves one asks for."""
     return tuple(old for old, following in MOVES.items() if new in following)
