@@ -94,7 +94,10 @@ def _mariadb() -> Iterator[Place]:
 
 @contextmanager
 def _postgresql() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as instance, postgres.directory() as directory:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as instance,
+        postgres.directory() as directory,
+    ):
         server = postgres.PostgreSQL(directory)
         server.start()
         try:
