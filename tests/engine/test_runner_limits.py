@@ -293,6 +293,6 @@ def test_nothing_can_be_started_after_close(runs: Runs) -> None:
     began = time.monotonic()
     runs.runner.close()
     assert not is_alive(pid)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     with pytest.raises(RuntimeError, match="closed"):
         runs.start("return 1")

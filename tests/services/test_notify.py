@@ -549,7 +549,7 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left_in_time(monkeypatch: py
     with WebhookReceiver(Answer(200, drip_seconds=0.02)) as slow:
         began = time.monotonic()
         failed = post(slow.url)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
     assert (failed.permanent, str(failed)) == (False, "no complete answer from 127.0.0.1 within 0.5 s")
 
 
@@ -690,10 +690,10 @@ def test_a_name_that_cannot_be_looked_up_is_worth_another_try(monkeypatch: pytes
 
 def test_a_look_up_that_hangs_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webhook, "MAX_SECONDS", 0.2)
-    monkeypatch.setattr(webhook.socket, "getaddrinfo", lambda *_, **__: time.sleep(2) or [])
+    monkeypatch.setattr(webhook.socket, "getaddrinfo", lambda *_, **__: time.sleep(30) or [])
     began = time.monotonic()
     assert "in time" in str(post("https://slow.example/", STRICT))
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 20
 
 
 @pytest.fixture
