@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import importlib
 import math
 import random
 import sqlite3
@@ -335,6 +336,22 @@ def _prepare_server(engine: Engine) -> None:
     _note_lost_servers(engine)
 
 
+def _insert_or_keep(database: str, table: Any, values: Mapping[str, Any]) -> Any:
+    return _insert_of(database)(table).values(values).on_conflict_do_nothing()
+
+
+def _insert_or_change(database: str, table: Any, values: Mapping[str, Any], changes: Changes) -> Any:
+    insertion = _insert_of(database)(table).values(values)
+    return insertion.on_conflict_do_update(
+        index_elements=list(table.primary_key), set_=changes(insertion.excluded)
+    )
+
+
+def _insert_of(database: str) -> Any:
+    """SQLAlchemy's INSERT of a database that knows ON CONFLICT."""
+    return importlib.import_module(f"sqlalchemy.dialects.{database}").insert
+
+
 # -- SQLite --------------------------------------------------------------------------------------------------
 
 
@@ -416,21 +433,6 @@ def _sqlite_begin_migration(connection: sa.Connection) -> None:
     connection.begin()
 
 
-def _sqlite_insert_or_keep(table: Any, values: Mapping[str, Any]) -> Any:
-    from sqlalchemy.dialects.sqlite import insert
-
-    return insert(table).values(values).on_conflict_do_nothing()
-
-
-def _sqlite_insert_or_change(table: Any, values: Mapping[str, Any], changes: Changes) -> Any:
-    from sqlalchemy.dialects.sqlite import insert
-
-    insertion = insert(table).values(values)
-    return insertion.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_=changes(insertion.excluded)
-    )
-
-
 def _sqlite_without_index(column: Any) -> Any:
     return UnaryExpression(column, operator=custom_op("+"), type_=column.type)
 
@@ -473,8 +475,8 @@ SQLITE = Dialect(
     is_shared=lambda url: _sqlite_file(url) is not None,
     alone=_sqlite_alone,
     begin_migration=_sqlite_begin_migration,
-    insert_or_keep=_sqlite_insert_or_keep,
-    insert_or_change=_sqlite_insert_or_change,
+    insert_or_keep=functools.partial(_insert_or_keep, "sqlite"),
+    insert_or_change=functools.partial(_insert_or_change, "sqlite"),
     listed_update=None,
     with_index=lambda query, _table, _index: query,
     without_index=_sqlite_without_index,
@@ -805,9 +807,8 @@ def _postgresql_connect(_dialect: Any, record: Any, given: Any, named: Options) 
     limit, session, pooler = named.pop(LIMIT), named.pop(SESSION), named.pop(POOLER, None)
     if pooler:
         record.info[SESSION] = session
-        named["prepare_threshold"] = (
-            None  # what one transaction prepared, the next one's connection does not know
-        )
+        # What one transaction prepared, the next one's connection does not know.
+        named["prepare_threshold"] = None
     else:
         settings = " ".join(f"-c {name}={_escaped(value)}" for name, value in session.items())
         named["options"] = f"{named.get('options', '')} {settings}".strip()
@@ -842,10 +843,8 @@ def _impatient() -> Any:
             try:
                 return super().wait(gen, interval, limit)
             except psycopg.OperationalError as error:
-                if (
-                    error.sqlstate is None
-                ):  # the server did not say that: nobody knows where the conversation stands
-                    self.close()
+                if error.sqlstate is None:
+                    self.close()  # the server did not say that: nobody knows where the conversation stands
                 raise
 
     class Counted(psycopg.Cursor[Any]):
@@ -878,21 +877,6 @@ def _postgresql_alone(connection: sa.Connection, seconds: float) -> Iterator[Non
     finally:
         if connection.in_transaction() and not connection.invalidated:
             connection.rollback()
-
-
-def _postgresql_insert_or_keep(table: Any, values: Mapping[str, Any]) -> Any:
-    from sqlalchemy.dialects.postgresql import insert
-
-    return insert(table).values(values).on_conflict_do_nothing()
-
-
-def _postgresql_insert_or_change(table: Any, values: Mapping[str, Any], changes: Changes) -> Any:
-    from sqlalchemy.dialects.postgresql import insert
-
-    insertion = insert(table).values(values)
-    return insertion.on_conflict_do_update(
-        index_elements=list(table.primary_key), set_=changes(insertion.excluded)
-    )
 
 
 def _since(seconds: Any) -> str:
@@ -974,8 +958,8 @@ POSTGRESQL = Dialect(
     is_shared=lambda _url: True,
     alone=_postgresql_alone,
     begin_migration=_nothing,  # the lock began it
-    insert_or_keep=_postgresql_insert_or_keep,
-    insert_or_change=_postgresql_insert_or_change,
+    insert_or_keep=functools.partial(_insert_or_keep, "postgresql"),
+    insert_or_change=functools.partial(_insert_or_change, "postgresql"),
     listed_update=None,  # the driver sends all rows before it waits for the first answer
     with_index=lambda query, _table, _index: query,
     without_index=lambda column: column,
